@@ -1,0 +1,1 @@
+"""attnserve: attention-augmented image classifiers, served with the evidence for each answer."""

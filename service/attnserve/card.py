@@ -1,0 +1,132 @@
+"""The model card: everything export and serving must agree on, as one JSON file beside the model.
+
+Shared by both halves, so it imports neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnserve.errors import ConfigError
+
+FORMAT = 1
+CARD_NAME = "model.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the model's view; applied identically by training, server, client and batch scoring.
+
+    Attributes:
+        height, width: The model's view in pixels.
+        resize: Length in pixels that the picture's shorter side is resized to before the centre crop of
+            height x width; None means that the whole picture is resized to height x width.
+        interpolation: `nearest`, `bilinear` or `bicubic`, as Pillow computes it (antialiased).
+        mean, std: Per channel (R, G, B) on the 0..1 scale. Applied inside the exported graph; recorded here for people.
+    """
+
+    height: int
+    width: int
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ConfigError(f"preprocessing: height and width must be positive, got {self.height} x {self.width}")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise ConfigError(f"preprocessing: resize {self.resize} is smaller than the crop {self.height} x {self.width}")
+        if self.interpolation not in ("nearest", "bilinear", "bicubic"):
+            raise ConfigError(f"preprocessing: unknown interpolation {self.interpolation!r}")
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention module of the network and the graph outputs that show what it computed.
+
+    Attributes:
+        name: The module's name in the network, e.g. `layer3.1.cbam`.
+        kind: `cbam` or `bam`.
+        channels, height, width: Shape of the feature map that the module sees, for the recorded view.
+        stride: Pixels of the view per pixel of the spatial map.
+        channel: Graph output of shape (N, channels) float32, or None where the module has no channel branch.
+            For CBAM the gate in 0..1, for BAM the branch before the sigmoid.
+        spatial: Graph output of shape (N, height, width) float32, or None; gate or branch as above.
+        combine: BAM only: `add` or `mul`, how the two branches meet before the sigmoid.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    height: int
+    width: int
+    stride: int
+    channel: str | None
+    spatial: str | None
+    combine: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one model version is, where it came from, and how well it was seen to work.
+
+    `architecture`, `training`, `evaluation`, `parity` and `made_with` are records for people and for later exports;
+    serving reads only the typed fields.
+
+    Attributes:
+        files: SHA-256 (hex) of every file of the version except the card itself, by path relative to its folder.
+        evaluation: One entry per measurement: dataset, split, images, accuracy (0..1) and the command.
+        parity: Per output, the largest |torch - onnx| / max(1, max|torch|) seen by the export.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    sites: tuple[Site, ...] = ()
+    architecture: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: tuple[dict[str, Any], ...] = ()
+    parity: dict[str, float] = field(default_factory=dict)
+    precision: str = "fp32"
+    opset: int = 20
+    made_with: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the card's canonical JSON; names the exact model and its choices."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The card as indented JSON with a stable key order."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Parse a card; raises `ConfigError` naming what is wrong."""
+        try:
+            raw = json.loads(text)
+            if raw.get("format") != FORMAT:
+                raise ConfigError(f"card: format {raw.get('format')!r} is not {FORMAT}")
+            raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
+            raw["labels"] = tuple(raw["labels"])
+            raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
+            raw["evaluation"] = tuple(raw.get("evaluation", ()))
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"card: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

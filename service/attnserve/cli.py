@@ -1,0 +1,57 @@
+"""The entry point `attnserve`: picks the subcommand and turns known failures into one line and an exit code.
+
+Imports a subcommand's module only for its arguments; torch, onnxruntime and gRPC are imported by the command that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from attnserve.errors import AttnserveError, ConfigError
+
+COMMANDS = {
+    "train": "train a ResNet with BAM or CBAM on a folder of pictures or Fashion-MNIST",
+    "export": "turn a checkpoint into a model repository entry (ONNX, config, card)",
+    "serve": "serve a model repository over gRPC",
+    "classify": "classify pictures with a running server, and save what the network looked at",
+    "models": "list the models of a running server",
+    "evaluate": "measure a served model's accuracy on labelled pictures",
+}
+"""Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`."""
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line; with `only`, the other subcommands are listed but not loaded."""
+    parser = argparse.ArgumentParser(
+        prog="attnserve", description="Attention-augmented image classifiers: train, export, serve, classify."
+    )
+    parser.add_argument("--version", action="version", version=f"attnserve {version('attnserve')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if only is None or name == only:
+            importlib.import_module(f"attnserve.commands.{name}").configure(subparser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    args = build_parser(only=chosen if chosen in COMMANDS else None).parse_args(arguments)
+    try:
+        code: int = importlib.import_module(f"attnserve.commands.{args.command}").run(args)
+        return code
+    except (AttnserveError, ConfigError) as error:
+        print(f"attnserve {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"attnserve {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        print(f"attnserve {args.command}: needs the package {error.name!r}; see the extras in the README", file=sys.stderr)
+        return 1

@@ -1,0 +1,76 @@
+"""The one table of failures: each class carries its gRPC status name and the text a caller may see.
+
+Knows no gRPC: `status` is the canonical code's name, turned into a code by the transports.
+Anything that is not an `AttnserveError` reaches the caller as INTERNAL without text and is logged with the request id.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AttnserveError(Exception):
+    """A failure whose message is written for the caller.
+
+    Attributes:
+        status: Name of the canonical gRPC status code.
+        retry_after_s: Seconds after which trying again makes sense, or None when it does not.
+    """
+
+    status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgument(AttnserveError):
+    """The caller's mistake; the message names the field."""
+
+    status = "INVALID_ARGUMENT"
+
+
+class NotFound(AttnserveError):
+    """No such model or version."""
+
+    status = "NOT_FOUND"
+
+
+class Overloaded(AttnserveError):
+    """The queue is full; `retry_after_s` says when to come back."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceeded(AttnserveError):
+    """The deadline passed before the request ran."""
+
+    status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(AttnserveError):
+    """The caller went away before the request ran."""
+
+    status = "CANCELLED"
+
+
+class Unavailable(AttnserveError):
+    """Starting or draining; another replica may answer."""
+
+    status = "UNAVAILABLE"
+
+
+class Unimplemented(AttnserveError):
+    """A feature of the protocol that this server does not offer."""
+
+    status = "UNIMPLEMENTED"
+
+
+class Internal(AttnserveError):
+    """Our failure; says nothing but that."""
+
+    status = "INTERNAL"
+
+
+class ConfigError(Exception):
+    """A flag, file or model repository that cannot be used; shown to the operator at start, never to a caller."""
