@@ -19,7 +19,6 @@ COMMANDS = {
     "serve": "serve a model repository over gRPC",
     "classify": "classify pictures with a running server, and save what the network looked at",
     "models": "list the models of a running server",
-    "evaluate": "measure a served model's accuracy on labelled pictures",
 }
 """Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`."""
 
