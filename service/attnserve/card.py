@@ -41,7 +41,9 @@ class Preprocessing:
         if self.height < 1 or self.width < 1:
             raise ConfigError(f"preprocessing: height and width must be positive, got {self.height} x {self.width}")
         if self.resize is not None and self.resize < max(self.height, self.width):
-            raise ConfigError(f"preprocessing: resize {self.resize} is smaller than the crop {self.height} x {self.width}")
+            raise ConfigError(
+                f"preprocessing: resize {self.resize} is smaller than the crop {self.height} x {self.width}"
+            )
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise ConfigError(f"preprocessing: unknown interpolation {self.interpolation!r}")
         object.__setattr__(self, "mean", tuple(self.mean))

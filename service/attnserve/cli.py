@@ -52,5 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"attnserve {args.command}: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        print(f"attnserve {args.command}: needs the package {error.name!r}; see the extras in the README", file=sys.stderr)
+        print(
+            f"attnserve {args.command}: needs the package {error.name!r}; see the extras in the README", file=sys.stderr
+        )
         return 1

@@ -1,0 +1,140 @@
+"""One frozen, validated configuration of the server: flags > `ATTNSERVE_*` environment > config file > default.
+
+The only place that reads the environment or a config file. Every field's `help` is its documentation: the command line,
+the README table and the test that compares them read it from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnserve.errors import ConfigError
+
+MIB = 1 << 20
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Everything `attnserve serve` can be told. Raises `ConfigError` naming the field that is wrong."""
+
+    model_repository: str = _option("", "folder of models in Triton's layout (required)")
+    grpc_address: str = _option("0.0.0.0:8001", "HOST:PORT for gRPC; port 0 picks a free one")
+    http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
+    provider: str = _option(
+        "auto", "where models run; auto is CUDA where there is one, else the CPU", ("auto", "cpu", "cuda")
+    )
+    workers: int = _option(0, "workers per model; 0 is one per usable core on a CPU, and one on a GPU")
+    decode_threads: int = _option(0, "threads that decode and resize pictures; 0 is one per usable core")
+    max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
+    max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
+    max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
+    max_images_per_request: int = _option(1024, "most pictures in one request")
+    max_pending_images: int = _option(4096, "most pictures accepted and not yet answered; more are refused")
+    max_pending_bytes: int = _option(
+        512 * MIB, "most bytes of pictures accepted and not yet answered; more are refused"
+    )
+    default_timeout_s: float = _option(60.0, "deadline for calls that bring none")
+    drain_delay_s: float = _option(0.0, "on SIGTERM, seconds between turning unready and refusing new calls")
+    drain_timeout_s: float = _option(30.0, "on SIGTERM, most seconds spent on finishing accepted calls")
+    exit_on_error: bool = _option(True, "stop at start when a model cannot be loaded, instead of serving the others")
+    log_level: str = _option("info", "least severity that is logged", ("debug", "info", "warning", "error"))
+    log_format: str = _option("text", "one line of text or one JSON object per event", ("text", "json"))
+
+    def __post_init__(self) -> None:
+        if not self.model_repository:
+            raise ConfigError("model_repository is required (--model-repository DIR)")
+        for name in ("grpc_address", "http_address"):
+            split_address(name, getattr(self, name))
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            choices = option.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
+            if isinstance(value, int | float) and value < 0:
+                raise ConfigError(f"{option.name} must not be negative, got {value}")
+        for name in ("max_request_bytes", "max_image_bytes", "max_image_pixels", "max_images_per_request",
+                     "max_pending_images", "max_pending_bytes", "default_timeout_s"):  # fmt: skip
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must be positive")
+
+
+def split_address(field_name: str, address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`; brackets around an IPv6 host are kept off. Raises `ConfigError`."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{field_name} must be HOST:PORT, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per field, and `--config FILE`."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file with any of the options below, by their names with _"
+    )
+    for option in dataclasses.fields(ServeConfig):
+        flag = "--" + option.name.replace("_", "-")
+        text: str = option.metadata["help"] + (f" (default: {shown(option.default)})" if option.default != "" else "")
+        if isinstance(option.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            choices = option.metadata["choices"] or None
+            metavar = None if choices else "N" if isinstance(option.default, int | float) else "VALUE"
+            parser.add_argument(flag, type=type(option.default), choices=choices, metavar=metavar, help=text)
+
+
+def load(args: argparse.Namespace, environ: Mapping[str, str]) -> ServeConfig:
+    """Build the configuration from parsed flags, the environment and the file that `--config` or ATTNSERVE_CONFIG names."""
+    values: dict[str, Any] = {}
+    file = args.config or environ.get("ATTNSERVE_CONFIG")
+    if file:
+        values.update(_from_file(Path(file)))
+    for option in dataclasses.fields(ServeConfig):
+        text = environ.get(f"ATTNSERVE_{option.name.upper()}")
+        if text is not None:
+            values[option.name] = _parsed(option, text, f"ATTNSERVE_{option.name.upper()}")
+        flag = getattr(args, option.name)
+        if flag is not None:
+            values[option.name] = flag
+    return ServeConfig(**values)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    options = {option.name: option for option in dataclasses.fields(ServeConfig)}
+    for name, value in values.items():
+        if name not in options:
+            raise ConfigError(f"config file {path}: unknown option {name!r}")
+        wanted = type(options[name].default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ConfigError(f"config file {path}: {name} must be a {wanted.__name__}, got {value!r}")
+    return values
+
+
+def _parsed(option: dataclasses.Field[Any], text: str, source: str) -> Any:
+    if isinstance(option.default, bool):
+        if text.lower() not in ("1", "true", "yes", "0", "false", "no"):
+            raise ConfigError(f"{source} must be true or false, got {text!r}")
+        return text.lower() in ("1", "true", "yes")
+    wanted: type[Any] = type(option.default)
+    try:
+        return wanted(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def shown(default: Any) -> str:
+    """A default as the documentation writes it."""
+    return str(default).lower() if isinstance(default, bool) else str(default)

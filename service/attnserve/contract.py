@@ -1,0 +1,219 @@
+"""The nouns that flow through serving, and the protocols by which the rooms meet.
+
+Owns no thread, no socket and no clock of its own. A request's way: a transport makes a `Call`, a handler turns its
+message into an `Entry`, workers run the entry's rows in `Batch`es of `Slice`s, and the call gets exactly one answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnserve.errors import AttnserveError
+
+Outputs = dict[str, NDArray[Any]]
+"""Graph output name -> array whose first axis is the batch."""
+
+
+class ModelKey(NamedTuple):
+    """Names one model version; both parts are label values in metrics."""
+
+    name: str
+    version: str
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds that one call spent in each stage; a stage that did not happen stays 0."""
+
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    infer_s: float = 0.0
+    postprocess_s: float = 0.0
+
+
+class Inbox(Protocol):
+    """The thread of a transport, as the core sees it."""
+
+    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Run the jobs on that thread, soon and in order, with at most one wake-up. From any thread; never blocks."""
+
+
+class Backend(Protocol):
+    """One engine that computes a batch; used by one worker thread at a time."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of everything that it can return."""
+
+    def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> Outputs:
+        """Compute `outputs` for images (N, H, W, 3); each result's first axis is N. Blocks; may raise anything."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request's images in the queue of one model version, and what has become of them.
+
+    Attributes:
+        images: (N, H, W, 3) uint8; not written to by anyone after `submit`.
+        outputs: Names of the graph outputs wanted.
+        deadline: On the scheduler's clock, in seconds; rows that have not started by then are dropped.
+        on_finished: Called once, on the inbox's thread, when `result` or `error` is set.
+        taken: Rows handed to workers so far.
+        outstanding: Rows in workers' hands now.
+        parts: Finished slices, `(first row, outputs)`, in any order.
+        cancelled: Set by the caller's side from any thread; read when a batch is formed.
+    """
+
+    images: NDArray[np.uint8]
+    outputs: tuple[str, ...]
+    deadline: float
+    inbox: Inbox
+    on_finished: Callable[[Entry], None]
+    enqueued_at: float = 0.0
+    taken: int = 0
+    outstanding: int = 0
+    parts: list[tuple[int, Outputs]] = field(default_factory=list)
+    cancelled: bool = False
+    result: Outputs | None = None
+    error: AttnserveError | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def rows(self) -> int:
+        """Images in the entry."""
+        return len(self.images)
+
+
+class Slice(NamedTuple):
+    """Rows `start:stop` of an entry, as part of a batch."""
+
+    entry: Entry
+    start: int
+    stop: int
+
+
+class Batch(NamedTuple):
+    """What one worker runs at once."""
+
+    slices: tuple[Slice, ...]
+    rows: int
+
+
+class Listener(Protocol):
+    """Hears facts from the core and the transports, from any thread; must be quick and must not raise."""
+
+    def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
+        """A worker ran a batch of `rows` images in `infer_s` seconds."""
+
+    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
+        """Images left without being run; reason is `expired`, `cancelled`, `overloaded` or `shutdown`."""
+
+    def call_finished(self, call: Call) -> None:
+        """A call got its one answer; `call.code` and `call.total_s` are set."""
+
+
+class Call:
+    """One RPC as the handlers see it: when it must be done, who asks, and where its one answer goes.
+
+    Used on its transport's thread only, except `cancel`, which any thread may call.
+
+    Attributes:
+        deadline: Monotonic seconds; infinity where the caller set none.
+        client: Who asks, for fairness and logs.
+        model, images, timings: Filled in by the handlers, for the listener.
+        code: Canonical status name once answered.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_at_end",
+        "_clock",
+        "_lock",
+        "_on_cancel",
+        "cancelled",
+        "client",
+        "code",
+        "deadline",
+        "images",
+        "inbox",
+        "listener",
+        "method",
+        "model",
+        "started_at",
+        "timings",
+        "total_s",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        deadline: float,
+        client: str,
+        inbox: Inbox,
+        listener: Listener,
+        clock: Callable[[], float],
+        answer: Callable[[Any, AttnserveError | None], None],
+    ) -> None:
+        self.method = method
+        self.deadline = deadline
+        self.client = client
+        self.inbox = inbox
+        self.listener = listener
+        self.model: ModelKey | None = None
+        self.images = 0
+        self.timings = Timings()
+        self.code: str | None = None
+        self.total_s = 0.0
+        self.cancelled = False
+        self.started_at = clock()
+        self._clock = clock
+        self._answer = answer
+        self._at_end: Callable[[], None] | None = None
+        self._on_cancel: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+
+    def reply(self, message: Any) -> None:
+        """Answer with a message. A second answer is a bug and raises `RuntimeError`."""
+        self._finish("OK")
+        self._answer(message, None)
+
+    def fail(self, error: AttnserveError) -> None:
+        """Answer with an error. A second answer is a bug and raises `RuntimeError`."""
+        self._finish(error.status)
+        self._answer(None, error)
+
+    def cancel(self) -> None:
+        """The caller went away. The work that has not started is dropped; the answer still comes and goes nowhere."""
+        with self._lock:
+            self.cancelled = True
+            on_cancel = self._on_cancel
+        if on_cancel is not None:
+            on_cancel()
+
+    def when_cancelled(self, callback: Callable[[], None]) -> None:
+        """Call back once on cancellation; at once where it has already happened."""
+        with self._lock:
+            self._on_cancel = callback
+            cancelled = self.cancelled
+        if cancelled:
+            callback()
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call back once, just before the answer goes out, whatever it is."""
+        self._at_end = callback
+
+    def _finish(self, code: str) -> None:
+        if self.code is not None:
+            raise RuntimeError(f"{self.method} was answered twice: {self.code}, then {code}. This is a bug.")
+        self.code = code
+        self.total_s = self._clock() - self.started_at
+        if self._at_end is not None:
+            self._at_end()
+        self.listener.call_finished(self)

@@ -1,0 +1,110 @@
+"""The RPCs of attnserve.v1.AttentionService."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import grpc
+
+from attnserve.codec import attention as codec
+from attnserve.contract import Call, Outputs
+from attnserve.decode import Picture
+from attnserve.errors import AttnserveError
+from attnserve.handlers.table import Method
+from attnserve.models import Model, Models
+from attnserve.pipeline import Pipeline
+from attnserve.v1 import attention_pb2 as pb
+
+SERVICE = "attnserve.v1.AttentionService"
+
+
+class AttentionHandlers:
+    """Pictures in, probabilities and maps out.
+
+    Args:
+        max_images: Most pictures in one request.
+    """
+
+    def __init__(self, models: Models, pipeline: Pipeline, max_images: int) -> None:
+        self._models = models
+        self._pipeline = pipeline
+        self._max_images = max_images
+
+    def methods(self) -> list[Method]:
+        """The service's rows of the table."""
+        return [
+            Method(SERVICE, "Classify", pb.ClassifyRequest, self.classify),
+            Method(SERVICE, "ClassifyStream", pb.ClassifyRequest, self.classify, _stream_response),
+            Method(SERVICE, "ListModels", pb.ListModelsRequest, self.list_models),
+            Method(SERVICE, "GetModel", pb.GetModelRequest, self.get_model),
+        ]
+
+    def classify(self, request: pb.ClassifyRequest, call: Call) -> None:
+        """Check the request, then send its pictures through the pipeline."""
+        model = self._models.find(request.model, request.version)
+        sources = codec.sources_of(request, self._max_images)
+        sites = codec.sites_of(request.attention, model.files.card.sites)
+        outputs = codec.outputs_for(sites, request.attention.level)
+
+        def finish(pictures: list[Picture], result: Outputs) -> pb.ClassifyResponse:
+            answer = partial(codec.image_result, result=result, labels=model.files.labels, request=request, sites=sites)
+            return pb.ClassifyResponse(
+                model=model.key.name,
+                version=model.key.version,
+                id=request.id,
+                results=[answer(row, picture) for row, picture in enumerate(pictures)],
+                timings=codec.timings_message(call.timings),
+            )
+
+        self._pipeline.run_sources(model, sources, outputs, call, finish)
+
+    def list_models(self, request: pb.ListModelsRequest, call: Call) -> None:  # noqa: ARG002
+        """Every version, and every model that could not be loaded."""
+        ready = [pb.ModelStatus(name=model.key.name, version=model.key.version, ready=True) for model in self._models]
+        failed = [pb.ModelStatus(name=name, reason=reason) for name, reason in self._models.failures.items()]
+        call.reply(pb.ListModelsResponse(models=[*ready, *failed]))
+
+    def get_model(self, request: pb.GetModelRequest, call: Call) -> None:
+        """One version's card."""
+        call.reply(_model_message(self._models.find(request.name, request.version)))
+
+
+def _model_message(model: Model) -> pb.Model:
+    card = model.files.card
+    return pb.Model(
+        name=model.key.name,
+        version=model.key.version,
+        labels=model.files.labels,
+        image_height=card.preprocessing.height,
+        image_width=card.preprocessing.width,
+        sites=[
+            pb.Site(
+                name=site.name,
+                kind=site.kind,
+                channels=site.channels,
+                height=site.height,
+                width=site.width,
+                stride=site.stride,
+                combine=site.combine or "",
+                has_channel=site.channel is not None,
+                has_spatial=site.spatial is not None,
+            )
+            for site in card.sites
+        ],
+        max_batch_size=model.files.config.max_batch_size,
+        execution_provider=model.provider,
+        card_json=card.to_json(),
+        card_digest=card.digest,
+    )
+
+
+def _stream_response(
+    sequence: int,
+    request: pb.ClassifyRequest,  # noqa: ARG001
+    reply: pb.ClassifyResponse | None,
+    error: AttnserveError | None,
+) -> pb.ClassifyStreamResponse:
+    if error is not None:
+        code = grpc.StatusCode[error.status].value[0]
+        return pb.ClassifyStreamResponse(sequence=sequence, code=code, message=str(error))
+    return pb.ClassifyStreamResponse(sequence=sequence, response=reply)

@@ -1,0 +1,150 @@
+"""The RPCs of inference.GRPCInferenceService (Open Inference Protocol v2, Triton's wire form)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+
+from attnserve.codec import open_inference as codec
+from attnserve.contract import Call, Outputs
+from attnserve.decode import Picture
+from attnserve.errors import AttnserveError, InvalidArgument, NotFound, Unavailable
+from attnserve.handlers.table import Method
+from attnserve.inference import grpc_service_pb2 as pb
+from attnserve.model_config import OPTIONAL_OUTPUTS
+from attnserve.models import Model, Models
+from attnserve.pipeline import Pipeline
+from attnserve.session import INPUT
+from attnserve.statistics import Statistics
+
+SERVICE = "inference.GRPCInferenceService"
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters", "statistics")
+PLATFORM = "onnxruntime_onnx"
+
+
+class OpenInferenceHandlers:
+    """What tritonclient and perf_analyzer expect.
+
+    Args:
+        ready: Whether the server takes requests.
+        max_images: Most pictures in one request.
+    """
+
+    def __init__(
+        self, models: Models, pipeline: Pipeline, statistics: Statistics, ready: Callable[[], bool], max_images: int
+    ) -> None:
+        self._models = models
+        self._pipeline = pipeline
+        self._statistics = statistics
+        self._ready = ready
+        self._max_images = max_images
+
+    def methods(self) -> list[Method]:
+        """The service's rows of the table."""
+        return [
+            Method(SERVICE, "ServerLive", pb.ServerLiveRequest, self.server_live),
+            Method(SERVICE, "ServerReady", pb.ServerReadyRequest, self.server_ready),
+            Method(SERVICE, "ModelReady", pb.ModelReadyRequest, self.model_ready),
+            Method(SERVICE, "ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
+            Method(SERVICE, "ModelMetadata", pb.ModelMetadataRequest, self.model_metadata),
+            Method(SERVICE, "ModelInfer", pb.ModelInferRequest, self.model_infer),
+            Method(SERVICE, "ModelStreamInfer", pb.ModelInferRequest, self.model_infer, _stream_response),
+            Method(SERVICE, "ModelConfig", pb.ModelConfigRequest, self.model_config),
+            Method(SERVICE, "ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics),
+        ]
+
+    def server_live(self, request: pb.ServerLiveRequest, call: Call) -> None:  # noqa: ARG002
+        """The process answers."""
+        call.reply(pb.ServerLiveResponse(live=True))
+
+    def server_ready(self, request: pb.ServerReadyRequest, call: Call) -> None:  # noqa: ARG002
+        """Loaded, warm and not draining."""
+        call.reply(pb.ServerReadyResponse(ready=self._ready()))
+
+    def model_ready(self, request: pb.ModelReadyRequest, call: Call) -> None:
+        """Whether this model (and version) answers; an unknown one is not ready, as in Triton."""
+        try:
+            self._models.find(request.name, request.version)
+            ready = self._ready()
+        except (NotFound, Unavailable):
+            ready = False
+        call.reply(pb.ModelReadyResponse(ready=ready))
+
+    def server_metadata(self, request: pb.ServerMetadataRequest, call: Call) -> None:  # noqa: ARG002
+        """Name, version and the protocol extensions that work here."""
+        call.reply(pb.ServerMetadataResponse(name="attnserve", version=version("attnserve"), extensions=EXTENSIONS))
+
+    def model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> None:
+        """Lists `probabilities` only: perf_analyzer requests every output that is listed."""
+        model = self._models.find(request.name, request.version)
+        config = model.files.config
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        call.reply(
+            pb.ModelMetadataResponse(
+                name=model.key.name,
+                versions=[request.version] if request.version else self._models.versions(request.name),
+                platform=PLATFORM,
+                inputs=[tensor(name=INPUT, datatype="UINT8", shape=[-1, *config.input[0].dims])],
+                outputs=[tensor(name="probabilities", datatype="FP32", shape=[-1, len(model.files.labels)])],
+            )
+        )
+
+    def model_config(self, request: pb.ModelConfigRequest, call: Call) -> None:
+        """config.pbtxt as it is honoured; the optional outputs are named in a parameter."""
+        model = self._models.find(request.name, request.version)
+        response = pb.ModelConfigResponse(config=model.files.config)
+        response.config.platform = PLATFORM
+        optional = sorted(model.output_names - {"probabilities"})
+        response.config.parameters[OPTIONAL_OUTPUTS].string_value = ",".join(optional)
+        call.reply(response)
+
+    def model_infer(self, request: pb.ModelInferRequest, call: Call) -> None:
+        """Check the request, then send its pictures through the pipeline."""
+        model = self._models.find(request.model_name, request.model_version)
+        timeout_s = codec.timeout_s_of(request)
+        if timeout_s is not None:
+            call.deadline = min(call.deadline, call.started_at + timeout_s)
+        wanted = codec.outputs_of(request, model.output_names)
+        height, width = model.files.config.input[0].dims[:2]
+        images = codec.images_of(request, height, width, self._max_images)
+        names = list(dict.fromkeys(output.name for output in wanted))
+        reply = partial(codec.reply, request, model.key.version, wanted, labels=model.files.labels)
+        if isinstance(images, list):
+            self._pipeline.run_sources(model, images, names, call, partial(_without_pictures, reply))
+        else:
+            self._pipeline.run_images(model, images, names, call, reply)
+
+    def model_statistics(self, request: pb.ModelStatisticsRequest, call: Call) -> None:
+        """Counts and durations since the start, of one version, one model or all."""
+        if request.name:
+            self._models.find(request.name, request.version)
+        elif request.version:
+            raise InvalidArgument("version: needs a name")
+        chosen = [model for model in self._models if _matches(model, request)]
+        call.reply(pb.ModelStatisticsResponse(model_stats=[self._statistics.message(model.key) for model in chosen]))
+
+
+def _matches(model: Model, request: pb.ModelStatisticsRequest) -> bool:
+    return request.name in ("", model.key.name) and request.version in ("", model.key.version)
+
+
+def _without_pictures(
+    reply: Callable[[Outputs], pb.ModelInferResponse], pictures: list[Picture], result: Outputs
+) -> pb.ModelInferResponse:
+    del pictures  # only attnserve.v1 tells where the view lies in the picture
+    return reply(result)
+
+
+def _stream_response(
+    sequence: int,  # noqa: ARG001
+    request: pb.ModelInferRequest,
+    reply: pb.ModelInferResponse | None,
+    error: AttnserveError | None,
+) -> pb.ModelStreamInferResponse:
+    if error is not None:
+        failed = pb.ModelInferResponse(
+            model_name=request.model_name, model_version=request.model_version, id=request.id
+        )
+        return pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed)
+    return pb.ModelStreamInferResponse(infer_response=reply)

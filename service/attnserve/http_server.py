@@ -1,0 +1,99 @@
+"""`/metrics`, `/livez` and `/readyz` over plain HTTP, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from attnserve.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_SLOW_CLIENT_S = 10.0  # a connection that sends no request for this long is closed
+
+
+class HttpServer:
+    """Answers scrapes and probes; binds when made.
+
+    Args:
+        ready: Whether `/readyz` answers 200; it answers 503 otherwise.
+    """
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        class Handler(_Handler):
+            pages = _Pages(registry, ready)
+
+        try:
+            self._server = _Listener((host, port), Handler)
+        except OSError as error:
+            raise ConfigError(f"cannot listen for HTTP on {host}:{port}: {error}") from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port bound."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Listener(ThreadingHTTPServer):
+    """A thread per connection, none of which outlives the process."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """A scraper that hangs up is no news."""
+        log.debug("connection of %s failed", client_address, exc_info=True)
+
+
+class _Pages:
+    """What each path answers."""
+
+    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        self._registry = registry
+        self._ready = ready
+
+    def get(self, path: str, accept: str) -> tuple[HTTPStatus, str, bytes]:
+        """Status, content type and body of a path."""
+        if path == "/metrics":
+            encode, content_type = choose_encoder(accept)
+            return HTTPStatus.OK, content_type, encode(self._registry)
+        if path == "/livez":
+            return HTTPStatus.OK, "text/plain", b"ok\n"
+        if path == "/readyz":
+            if self._ready():
+                return HTTPStatus.OK, "text/plain", b"ready\n"
+            return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not ready\n"
+        return HTTPStatus.NOT_FOUND, "text/plain", b"try /metrics, /livez or /readyz\n"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    pages: _Pages
+    protocol_version = "HTTP/1.1"
+    timeout = _SLOW_CLIENT_S
+
+    def do_GET(self) -> None:
+        """Answer a GET."""
+        status, content_type, body = self.pages.get(self.path.partition("?")[0], self.headers.get("Accept", ""))
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Probes come every few seconds: only at debug level."""
+        log.debug(format, *args)

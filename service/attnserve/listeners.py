@@ -1,0 +1,27 @@
+"""Several listeners as one."""
+
+from __future__ import annotations
+
+from attnserve.contract import Call, Listener, ModelKey
+
+
+class Listeners:
+    """Passes every fact on to each listener, in order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
+        """See `Listener`."""
+        for listener in self._listeners:
+            listener.batch_finished(model, rows, infer_s)
+
+    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
+        """See `Listener`."""
+        for listener in self._listeners:
+            listener.dropped(model, reason, rows)
+
+    def call_finished(self, call: Call) -> None:
+        """See `Listener`."""
+        for listener in self._listeners:
+            listener.call_finished(call)

@@ -1,0 +1,129 @@
+"""One way through: admission, decoding, queue, inference, and back to the handler on the transport's thread.
+
+Shared by every RPC that classifies; knows no wire format.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnserve.admission import Admission
+from attnserve.contract import Call, Entry, Listener, Outputs
+from attnserve.decode import Picture
+from attnserve.decode_pool import DecodePool, Source
+from attnserve.errors import AttnserveError, Internal, Overloaded
+from attnserve.models import Model
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[Outputs], object]
+"""Turns a result into the reply message; runs on the transport's thread."""
+
+
+class Pipeline:
+    """Takes a call's pictures through the house. Its methods are called on the call's inbox thread and never block."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        decode_pool: DecodePool,
+        listener: Listener,
+        *,
+        default_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admission = admission
+        self._decode_pool = decode_pool
+        self._listener = listener
+        self._default_timeout_s = default_timeout_s
+        self._clock = clock
+
+    def run_sources(
+        self,
+        model: Model,
+        sources: Sequence[Source],
+        outputs: Sequence[str],
+        call: Call,
+        finish: Callable[[list[Picture], Outputs], object],
+    ) -> None:
+        """Decode pictures, run them, and reply with `finish(pictures, result)`. Raises `Overloaded`."""
+        self._admit(model, len(sources), sum(map(_size_bytes, sources)), call)
+        decoding_since = self._clock()
+
+        def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
+            call.timings.decode_s = self._clock() - decoding_since
+            if error is not None:
+                call.fail(error)
+                return
+            images = [picture.pixels for picture in pictures]
+            batch = images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # (N, H, W, 3)
+            self._queue(model, batch, outputs, call, partial(finish, pictures))
+
+        self._decode_pool.submit(sources, model.files.card.preprocessing, call, partial(guarded, call, decoded))
+
+    def run_images(
+        self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
+    ) -> None:
+        """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises `Overloaded`."""
+        self._admit(model, len(images), images.nbytes, call)
+        self._queue(model, images, outputs, call, finish)
+
+    def _admit(self, model: Model, images: int, size_bytes: int, call: Call) -> None:
+        call.model = model.key
+        call.images = images
+        if math.isinf(call.deadline):
+            call.deadline = call.started_at + self._default_timeout_s
+        try:
+            self._admission.admit(images, size_bytes, model.scheduler.predicted_wait_s)
+        except Overloaded:
+            self._listener.dropped(model.key, "overloaded", images)
+            raise
+        call.at_end(partial(self._admission.release, images, size_bytes))
+
+    def _queue(
+        self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
+    ) -> None:
+        entry = Entry(
+            images=images,
+            outputs=tuple(outputs),
+            deadline=call.deadline,
+            inbox=call.inbox,
+            on_finished=partial(guarded, call, partial(self._finished, call, finish)),
+        )
+        call.when_cancelled(partial(setattr, entry, "cancelled", True))
+        model.scheduler.submit(entry)
+
+    def _finished(self, call: Call, finish: Finish, entry: Entry) -> None:
+        call.timings.queue_s = entry.timings.queue_s
+        call.timings.infer_s = entry.timings.infer_s
+        if entry.result is None:
+            call.fail(entry.error or Internal("inference failed"))
+            return
+        started = self._clock()
+        message = finish(entry.result)
+        call.timings.postprocess_s = self._clock() - started
+        call.reply(message)
+
+
+def guarded(call: Call, step: Callable[..., None], *args: object) -> None:
+    """Run one step of a call; whatever it raises becomes the call's answer, unless it has one already."""
+    try:
+        step(*args)
+    except AttnserveError as error:
+        if call.code is None:
+            call.fail(error)
+    except Exception:
+        log.exception("%s failed", call.method)
+        if call.code is None:
+            call.fail(Internal("internal error"))
+
+
+def _size_bytes(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else source.nbytes

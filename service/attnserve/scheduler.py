@@ -1,0 +1,201 @@
+"""Workers that pull their next batch the moment they are free, for one model version.
+
+Owns the worker threads and the lock around the queue; decides nothing (see `batch_queue`) and knows no gRPC.
+A finished batch wakes each inbox once, however many of its requests were in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnserve.batch_queue import BatchQueue
+from attnserve.contract import Backend, Batch, Entry, Inbox, Listener, ModelKey, Outputs
+from attnserve.errors import Cancelled, Internal, Unavailable
+
+log = logging.getLogger(__name__)
+
+_SMOOTHING = 0.1  # weight of the newest batch in the running seconds per image: about the last ten batches
+
+
+class Scheduler:
+    """Runs entries on backends, one worker thread for each backend.
+
+    Every entry accepted by `submit` is finished exactly once: with a result, an error or as a counted drop.
+
+    Args:
+        model: For facts and log lines.
+        backends: One per worker; the same object twice where it allows concurrent runs.
+        queue: Empty; belongs to the scheduler from here on.
+        listener: Hears of batches and drops.
+        clock: Monotonic seconds; entries' deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        model: ModelKey,
+        backends: Sequence[Backend],
+        queue: BatchQueue,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self._queue = queue
+        self._listener = listener
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._running = 0  # batches in workers' hands
+        self._closed = False
+        self._seconds_per_image = 0.0
+        self._workers = [
+            threading.Thread(target=self._work, args=(backend,), name=f"{model.name}-worker-{index}", daemon=True)
+            for index, backend in enumerate(backends)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def queued_images(self) -> int:
+        """Images that wait for a worker."""
+        return self._queue.rows
+
+    @property
+    def predicted_wait_s(self) -> float:
+        """Seconds until an image that came now would start, by the recent pace."""
+        return self._queue.rows * self._seconds_per_image / len(self._workers)
+
+    def submit(self, entry: Entry) -> None:
+        """Queue an entry; returns at once. Raises `Unavailable` after `close`, and then has not taken the entry."""
+        with self._changed:
+            if self._closed:
+                raise Unavailable(f"model {self.model.name!r} version {self.model.version} is shutting down")
+            self._queue.put(entry, self._clock())
+            self._changed.notify(min(entry.rows, len(self._workers)))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued or running; False where that took longer than `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue.rows and not self._running, timeout_s)
+
+    def close(self) -> None:
+        """Stop the workers after their present batch, and wait for that; what is queued fails with `Unavailable`."""
+        with self._changed:
+            self._closed = True
+            left = [entry for entry in self._queue.clear() if entry.error is None]
+            for entry in left:
+                entry.error = Unavailable("the server is shutting down")
+            finished = [entry for entry in left if not entry.outstanding]
+            self._changed.notify_all()
+        if left:
+            self._listener.dropped(self.model, "shutdown", sum(entry.rows - entry.taken for entry in left))
+        _deliver(finished)
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self, backend: Backend) -> None:
+        while (taken := self._next_batch()) is not None:
+            batch, dropped = taken
+            self._report_drops(dropped)
+            _deliver([entry for entry in dropped if not entry.outstanding])
+            if batch.rows:
+                self._run(backend, batch)
+
+    def _next_batch(self) -> tuple[Batch, list[Entry]] | None:
+        """Wait for work; None once closed."""
+        with self._changed:
+            self._idle += 1
+            try:
+                self._changed.wait_for(lambda: self._closed or self._queue.rows)
+                if self._closed:
+                    return None
+                taken = self._queue.take(self._clock(), self._idle)
+                self._running += bool(taken[0].rows)
+                return taken
+            finally:
+                self._idle -= 1
+
+    def _run(self, backend: Backend, batch: Batch) -> None:
+        started = self._clock()
+        outputs: Outputs | None = None
+        try:
+            outputs = backend.run(_rows_of(batch), _wanted_by(batch))
+        except Exception:
+            log.exception("model %s version %s: a batch of %d images failed", *self.model, batch.rows)
+        infer_s = self._clock() - started
+        if outputs is not None:
+            self._listener.batch_finished(self.model, batch.rows, infer_s)
+        with self._changed:
+            self._running -= 1
+            self._note_pace(infer_s / batch.rows)
+            done = _settle(batch, outputs, started, infer_s)
+            if not self._queue.rows and not self._running:
+                self._changed.notify_all()  # drain() may be waiting
+        _deliver(done)
+
+    def _note_pace(self, seconds_per_image: float) -> None:
+        last = self._seconds_per_image
+        self._seconds_per_image = last + _SMOOTHING * (seconds_per_image - last) if last else seconds_per_image
+
+    def _report_drops(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            reason = "cancelled" if isinstance(entry.error, Cancelled) else "expired"
+            self._listener.dropped(self.model, reason, entry.rows - entry.taken)
+
+
+def _rows_of(batch: Batch) -> NDArray[np.uint8]:
+    """The batch's images (N, H, W, 3); one slice alone is not copied."""
+    parts = [entry.images[start:stop] for entry, start, stop in batch.slices]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _wanted_by(batch: Batch) -> list[str]:
+    """Every output that some entry of the batch wants, in a stable order."""
+    return list(dict.fromkeys(name for entry, _, _ in batch.slices for name in entry.outputs))
+
+
+def _settle(batch: Batch, outputs: Outputs | None, started: float, infer_s: float) -> list[Entry]:
+    """Give each entry its rows (or the failure); returns the entries that are now complete."""
+    done: list[Entry] = []
+    row = 0
+    for entry, start, stop in batch.slices:
+        if outputs is None:
+            entry.error = entry.error or Internal("inference failed")
+        else:
+            entry.parts.append((start, {name: outputs[name][row : row + stop - start] for name in entry.outputs}))
+        row += stop - start
+        entry.outstanding -= stop - start
+        entry.timings.queue_s = max(entry.timings.queue_s, started - entry.enqueued_at)
+        entry.timings.infer_s = max(entry.timings.infer_s, infer_s)
+        if not entry.outstanding and (entry.error is not None or entry.taken == entry.rows):
+            done.append(entry)
+    return done
+
+
+def _deliver(entries: Sequence[Entry]) -> None:
+    """Hand finished entries to their inboxes, one wake-up each."""
+    by_inbox: dict[int, tuple[Inbox, list[Callable[[], None]]]] = {}
+    for entry in entries:
+        if entry.error is None:
+            entry.result = _joined(entry.parts)
+        entry.parts = []
+        by_inbox.setdefault(id(entry.inbox), (entry.inbox, []))[1].append(partial(entry.on_finished, entry))
+    for inbox, jobs in by_inbox.values():
+        try:
+            inbox.post(jobs)
+        except Exception:  # a transport that is gone must not take the others' answers with it
+            log.exception("an inbox refused %d finished requests", len(jobs))
+
+
+def _joined(parts: list[tuple[int, Outputs]]) -> Outputs:
+    """The parts' rows in order; a single part is returned as it is."""
+    if len(parts) == 1:
+        return parts[0][1]
+    parts.sort(key=lambda part: part[0])
+    return {name: np.concatenate([outputs[name] for _, outputs in parts]) for name in parts[0][1]}

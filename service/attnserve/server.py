@@ -1,0 +1,158 @@
+"""The composition root: builds every room from the config, runs the server, and drains it on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from attnserve.admission import Admission
+from attnserve.config import ServeConfig, split_address
+from attnserve.cores import available_cores
+from attnserve.decode import DecodeLimits
+from attnserve.decode_pool import DecodePool
+from attnserve.handlers import attention, open_inference
+from attnserve.handlers.attention import AttentionHandlers
+from attnserve.handlers.open_inference import OpenInferenceHandlers
+from attnserve.handlers.table import Method
+from attnserve.http_server import HttpServer
+from attnserve.listeners import Listeners
+from attnserve.metrics import Metrics
+from attnserve.models import Models, load_all
+from attnserve.pipeline import Pipeline
+from attnserve.statistics import Statistics
+from attnserve.transport.grpcio import GrpcioTransport
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One server process's worth of rooms. Use `run`.
+
+    Args:
+        config: Validated.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._ready = False
+        self._metrics = Metrics()
+        self._statistics = Statistics()
+        self._listeners = Listeners(self._metrics, self._statistics)
+        self._http_host, http_port = split_address("http_address", config.http_address)
+        self._http = HttpServer(self._http_host, http_port, self._metrics.registry, lambda: self._ready)
+
+    async def run(self) -> int:
+        """Load, serve until SIGTERM or SIGINT, drain; the exit code is 1 where accepted calls had to be failed, else 0.
+
+        While models load, `/livez` answers and `/readyz` says no. A second signal exits at once.
+        """
+        stop = _stop_on_signals()
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        models = await loading
+        if stop.is_set():
+            models.close()
+            return 0
+        decode_pool = self._decode_pool()
+        transport = self._transport(models, decode_pool)
+        host, port = split_address("grpc_address", self._config.grpc_address)
+        port = await transport.start(host, port)
+        await transport.set_serving()
+        self._set_ready(True)
+        self._announce(host, port, models)
+        await stopping
+        in_time = await self._drain(transport, models)
+        models.close()
+        decode_pool.close()
+        self._http.close()
+        log.info("stopped")
+        return 0 if in_time else 1
+
+    def _load(self) -> Models:
+        models = load_all(
+            Path(self._config.model_repository),
+            provider=self._config.provider,
+            workers=self._config.workers,
+            listener=self._listeners,
+            exit_on_error=self._config.exit_on_error,
+        )
+        for model in models:
+            self._metrics.model_loaded(model)
+        return models
+
+    def _decode_pool(self) -> DecodePool:
+        limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
+        return DecodePool(self._config.decode_threads or available_cores(), limits)
+
+    def _transport(self, models: Models, decode_pool: DecodePool) -> GrpcioTransport:
+        config = self._config
+        admission = Admission(config.max_pending_images, config.max_pending_bytes)
+        self._metrics.watch_pending(lambda: admission.images)
+        pipeline = Pipeline(admission, decode_pool, self._listeners, default_timeout_s=config.default_timeout_s)
+        services = [attention.SERVICE, open_inference.SERVICE]
+        return GrpcioTransport(
+            self._methods(models, pipeline),
+            self._listeners,
+            max_request_bytes=config.max_request_bytes,
+            health_services=[*services, *dict.fromkeys(model.key.name for model in models)],
+        )
+
+    def _methods(self, models: Models, pipeline: Pipeline) -> list[Method]:
+        most = self._config.max_images_per_request
+        own = AttentionHandlers(models, pipeline, most)
+        protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
+        return [*own.methods(), *protocol.methods()]
+
+    def _set_ready(self, ready: bool) -> None:
+        self._ready = ready
+        self._metrics.ready.set(ready)
+
+    def _announce(self, host: str, port: int, models: Models) -> None:
+        """One line of JSON on stdout, for whoever started the server and wants its ports."""
+        served: dict[str, str] = {model.key.name: model.key.version for model in models}
+        grpc_address, http_address = f"{host}:{port}", f"{self._http_host}:{self._http.port}"
+        log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)
+        print(json.dumps({"event": "ready", "grpc": grpc_address, "http": http_address, "models": served}), flush=True)
+
+    async def _drain(self, transport: GrpcioTransport, models: Models) -> bool:
+        log.info("draining: unready now, refusing new calls in %g s", self._config.drain_delay_s)
+        self._set_ready(False)
+        await transport.set_not_serving()
+        await asyncio.sleep(self._config.drain_delay_s)
+
+        def fail_rest() -> None:
+            log.error("drain_timeout_s is over: failing what is left")
+            asyncio.get_running_loop().run_in_executor(None, models.close)
+
+        return await transport.drain(self._config.drain_timeout_s, fail_rest)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """An event set by the first SIGTERM or SIGINT; the second ends the process on the spot."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.error("second signal: exiting at once")
+            sys.stderr.flush()
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+def serve(config: ServeConfig) -> int:
+    """Run a server until it is told to stop; returns the exit code. Raises `ConfigError` for what cannot be started."""
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(Server(config).run())
+    return 130

@@ -1,0 +1,107 @@
+"""The engine: one ONNX Runtime session per model version, its execution provider and its warm-up.
+
+The only module that imports onnxruntime. A session is shared by the workers of a model: on a CPU each worker runs the
+whole graph on its own thread (one intra-op thread, so ONNX Runtime has no pool and nothing spins), with one copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from attnserve.contract import Outputs
+from attnserve.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+INPUT = "images"
+
+
+def choose_provider(wanted: str) -> str:
+    """The execution provider for `auto`, `cpu` or `cuda`. Raises `ConfigError` where CUDA is asked for and absent."""
+    if wanted == "cpu":
+        return CPU
+    if CUDA in ort.get_available_providers():
+        ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels or in torch, wherever they are installed
+        return CUDA
+    if wanted == "cuda":
+        raise ConfigError(
+            "provider cuda: this onnxruntime has no CUDA; install attnserve[gpu] instead of attnserve[cpu]"
+        )
+    return CPU
+
+
+class OnnxBackend:
+    """Runs model.onnx. Several threads may call `run` at once.
+
+    Args:
+        path: The model file; input `images` UINT8 (N, H, W, 3).
+        provider: From `choose_provider`.
+        strict: Raise `ConfigError` instead of falling back to the CPU where the provider cannot be set up.
+    """
+
+    def __init__(self, path: Path, provider: str, *, strict: bool = False) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
+        providers = [provider] if provider == CPU else [provider, CPU]
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises many unrelated types for a bad file
+            raise ConfigError(f"{path}: onnxruntime cannot load it: {error}") from error
+        self.provider: str = self._session.get_providers()[0]
+        if self.provider != provider:
+            if strict:
+                raise ConfigError(f"{path}: {provider} cannot be set up; see onnxruntime's message above")
+            log.warning("%s: %s cannot be set up, running on %s", path, provider, self.provider)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.output_shapes = {output.name: tuple(output.shape) for output in self._session.get_outputs()}
+        self.height, self.width = self._image_size(path)
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the graph's outputs."""
+        return self._outputs
+
+    def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> Outputs:
+        """Compute the named outputs for images (N, H, W, 3) uint8; blocks."""
+        return dict(zip(outputs, self._session.run(list(outputs), {INPUT: images}), strict=True))
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> float:
+        """Run once at each batch size, every output asked for; returns the seconds it took."""
+        started = time.monotonic()
+        for size in batch_sizes:
+            self.run(np.zeros((size, self.height, self.width, 3), np.uint8), self._outputs)
+        return time.monotonic() - started
+
+    def _image_size(self, path: Path) -> tuple[int, int]:
+        """Height and width that the graph takes; checks its signature."""
+        inputs = self._session.get_inputs()
+        if [tensor.name for tensor in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
+            found = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs)
+            raise ConfigError(f"{path}: needs exactly one input {INPUT!r} tensor(uint8), found {found}")
+        shape = inputs[0].shape
+        if (
+            len(shape) != 4
+            or shape[3] != 3
+            or not all(isinstance(n, int) for n in shape[1:])
+            or isinstance(shape[0], int)
+        ):
+            raise ConfigError(f"{path}: {INPUT!r} must be (batch, height, width, 3) with a free batch, found {shape}")
+        return shape[1], shape[2]
+
+
+def warm_up_sizes(max_batch_size: int) -> list[int]:
+    """1, 2, 4, ... and `max_batch_size` itself."""
+    sizes = [1 << power for power in range(max_batch_size.bit_length()) if 1 << power < max_batch_size]
+    return [*sizes, max_batch_size]

@@ -1,0 +1,1 @@
+"""Wires: each transport serves the same table of methods (`attnserve.handlers`)."""

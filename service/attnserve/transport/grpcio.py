@@ -1,0 +1,259 @@
+"""The default transport: grpc.aio over the table of methods, with health and reflection.
+
+Owns the gRPC server and the count of open calls; knows no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import grpc
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from attnserve.contract import Call, Listener
+from attnserve.errors import AttnserveError, ConfigError, Unavailable
+from attnserve.handlers.table import Method
+from attnserve.pipeline import guarded
+from attnserve.transport.loop_inbox import LoopInbox
+
+log = logging.getLogger(__name__)
+
+STREAM_WINDOW = 64  # requests of one stream that are worked on at once; the client is held back beyond that
+_FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave and idle streams to be cut
+
+
+class GrpcioTransport:
+    """Serves the methods on one address.
+
+    Args:
+        methods: The table.
+        listener: Hears of every answered call.
+        max_request_bytes: Largest message accepted; larger ones answer RESOURCE_EXHAUSTED.
+        health_services: Names for grpc.health.v1 besides "" (the whole server); all turn SERVING with `set_serving`.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        listener: Listener,
+        *,
+        max_request_bytes: int,
+        health_services: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listener = listener
+        self._clock = clock
+        self._inbox = LoopInbox(asyncio.get_running_loop())
+        self._open_calls = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+        self._readers: set[asyncio.Task[None]] = set()
+        self._health_services = ["", *health_services]
+        self._health = _Health()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_request_bytes),
+                ("grpc.max_send_message_length", -1),  # maps of a large batch; bounded by what was accepted
+                ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
+            ]
+        )
+        self._add_methods(methods)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port bound. Raises `ConfigError` where the address cannot be had."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen for gRPC on {address}: {error}") from error
+        await self._server.start()
+        return bound
+
+    async def set_serving(self) -> None:
+        """Turn every health service SERVING."""
+        for service in self._health_services:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def set_not_serving(self) -> None:
+        """Turn every health service NOT_SERVING for good; those who watch are told."""
+        await self._health.enter_graceful_shutdown()
+
+    async def drain(self, timeout_s: float, fail_rest: Callable[[], None]) -> bool:
+        """Refuse new calls and finish the accepted ones; after `timeout_s` seconds have the rest failed by `fail_rest`.
+
+        Returns whether all were finished in time. The server is stopped when it returns.
+        """
+        self._draining = True
+        stopped = asyncio.ensure_future(self._server.stop(timeout_s + 2 * _FLUSH_S))
+        self._health.end_watches()
+        for reader in list(self._readers):
+            reader.cancel()
+        in_time = True
+        try:
+            await asyncio.wait_for(self._quiet.wait(), timeout_s)
+        except TimeoutError:
+            in_time = False
+            fail_rest()
+            await asyncio.wait([asyncio.ensure_future(self._quiet.wait())], timeout=_FLUSH_S)
+        await asyncio.wait([stopped], timeout=_FLUSH_S)
+        await self._server.stop(0)
+        await stopped
+        return in_time
+
+    def _add_methods(self, methods: Sequence[Method]) -> None:
+        by_service = {name: list(group) for name, group in groupby(methods, key=lambda method: method.service)}
+        for service, group in by_service.items():
+            handlers = {method.name: self._handler(method) for method in group}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [*by_service, "grpc.health.v1.Health", reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+
+    def _handler(self, method: Method) -> grpc.RpcMethodHandler:
+        """grpc.aio's handler; it tells coroutine functions and async generators apart, hence the two inner functions."""
+
+        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await self._unary(method, request, context)
+
+        async def stream(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async for message in self._stream(method, requests, context):
+                yield message
+
+        codecs = {
+            "request_deserializer": method.request.FromString,
+            "response_serializer": lambda message: message.SerializeToString(),
+        }
+        if method.wrap is None:
+            return grpc.unary_unary_rpc_method_handler(unary, **codecs)
+        return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+    async def _unary(self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        call, answered = self._begin(method, request, context)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        except AttnserveError as error:
+            await _abort(context, error)
+
+    async def _stream(
+        self, method: Method, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        assert method.wrap is not None
+        window: asyncio.Queue[tuple[Any, Call, asyncio.Future[Any]] | None] = asyncio.Queue(STREAM_WINDOW)
+        reader = asyncio.create_task(self._read(method, requests, context, window))
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
+        sequence = 0
+        try:
+            while (item := await window.get()) is not None:
+                request, call, answered = item
+                try:
+                    message = method.wrap(sequence, request, await answered, None)
+                except AttnserveError as error:
+                    message = method.wrap(sequence, request, None, error)
+                except asyncio.CancelledError:
+                    call.cancel()
+                    raise
+                sequence += 1
+                yield message
+        finally:
+            reader.cancel()
+            while not window.empty():
+                if (item := window.get_nowait()) is not None:
+                    item[1].cancel()
+        if self._draining:
+            await _abort(context, Unavailable("the server is shutting down"))
+
+    async def _read(
+        self,
+        method: Method,
+        requests: AsyncIterator[Any],
+        context: grpc.aio.ServicerContext[Any, Any],
+        window: asyncio.Queue[tuple[Any, Call, asyncio.Future[Any]] | None],
+    ) -> None:
+        """Begin each request of a stream as it comes, as many as the window holds."""
+        try:
+            async for request in requests:
+                call, answered = self._begin(method, request, context)
+                await window.put((request, call, answered))
+        finally:
+            await window.put(None)
+
+    def _begin(
+        self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[Call, asyncio.Future[Any]]:
+        """Start one request; the future gets its answer, and the drain waits for it."""
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        remaining_s = context.time_remaining()
+        call = Call(
+            method.name,
+            deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
+            client=context.peer(),
+            inbox=self._inbox,
+            listener=self._listener,
+            clock=self._clock,
+            answer=lambda message, error: self._end(answered, message, error),
+        )
+        self._open_calls += 1
+        self._quiet.clear()
+        guarded(call, method.handle, request, call)
+        return call, answered
+
+    def _end(self, answered: asyncio.Future[Any], message: Any, error: AttnserveError | None) -> None:
+        self._open_calls -= 1
+        if not self._open_calls:
+            self._quiet.set()
+        if answered.done():  # the caller went away; its task was cancelled
+            return
+        if error is not None:
+            answered.set_exception(error)
+        else:
+            answered.set_result(message)
+
+
+class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """grpc.health.v1 whose watchers can be sent away, so that they do not hold up a drain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[asyncio.Future[None]] = set()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the RPC's name
+        """Stream status changes until the client leaves or `end_watches`."""
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.wait([watch])
+        finally:
+            self._watches.discard(watch)
+            watch.cancel()
+
+    def end_watches(self) -> None:
+        """End every Watch call, after its watcher had a turn to hear the last status."""
+        for watch in self._watches:
+            asyncio.get_running_loop().call_later(0.05, watch.cancel)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError) -> None:
+    """End the call with the error's status; with RetryInfo where trying again makes sense."""
+    code = grpc.StatusCode[error.status]
+    if error.retry_after_s is None:
+        await context.abort(code, str(error))
+    retry = duration_pb2.Duration()
+    retry.FromNanoseconds(int((error.retry_after_s or 0) * 1e9))
+    status = status_pb2.Status(code=code.value[0], message=str(error))
+    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
+    await context.abort(code, str(error), (("grpc-status-details-bin", status.SerializeToString()),))

@@ -1,0 +1,28 @@
+"""The inbox of a transport that lives on an asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+
+class LoopInbox:
+    """Runs posted jobs on the loop; however many come between two turns of the loop, it is woken once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """See `Inbox`."""
+        self._jobs.extend(jobs)
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._woken = False  # before the first pop: a job that comes later wakes the loop again
+        while self._jobs:
+            self._jobs.popleft()()
