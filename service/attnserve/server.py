@@ -44,6 +44,8 @@ class Server:
         self._metrics = Metrics()
         self._statistics = Statistics()
         self._listeners = Listeners(self._metrics, self._statistics)
+        self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
+        self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
         self._http = HttpServer(self._http_host, http_port, self._metrics.registry, lambda: self._ready)
 
@@ -93,9 +95,7 @@ class Server:
 
     def _transport(self, models: Models, decode_pool: DecodePool) -> GrpcioTransport:
         config = self._config
-        admission = Admission(config.max_pending_images, config.max_pending_bytes)
-        self._metrics.watch_pending(lambda: admission.images)
-        pipeline = Pipeline(admission, decode_pool, self._listeners, default_timeout_s=config.default_timeout_s)
+        pipeline = Pipeline(self._admission, decode_pool, self._listeners, default_timeout_s=config.default_timeout_s)
         services = [attention.SERVICE, open_inference.SERVICE]
         return GrpcioTransport(
             self._methods(models, pipeline),
@@ -126,6 +126,7 @@ class Server:
         self._set_ready(False)
         await transport.set_not_serving()
         await asyncio.sleep(self._config.drain_delay_s)
+        self._admission.close()
 
         def fail_rest() -> None:
             log.error("drain_timeout_s is over: failing what is left")

@@ -29,7 +29,9 @@ from attnserve.transport.loop_inbox import LoopInbox
 log = logging.getLogger(__name__)
 
 STREAM_WINDOW = 64  # requests of one stream that are worked on at once; the client is held back beyond that
-_FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave and idle streams to be cut
+_FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
+_CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
+_LONGEST_LINGER_S = 2.0  # some callers never stop calling
 
 
 class GrpcioTransport:
@@ -55,6 +57,7 @@ class GrpcioTransport:
         self._clock = clock
         self._inbox = LoopInbox(asyncio.get_running_loop())
         self._open_calls = 0
+        self._begun_calls = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._draining = False
@@ -90,26 +93,38 @@ class GrpcioTransport:
         await self._health.enter_graceful_shutdown()
 
     async def drain(self, timeout_s: float, fail_rest: Callable[[], None]) -> bool:
-        """Refuse new calls and finish the accepted ones; after `timeout_s` seconds have the rest failed by `fail_rest`.
+        """Finish the accepted calls, then stop; after `timeout_s` seconds have the rest failed by `fail_rest`.
 
+        New calls must be refused by the handlers from here on: only when none has come for a while does the server close,
+        for gRPC answers CANCELLED, which nobody retries, to calls that it holds unread at that moment.
         Returns whether all were finished in time. The server is stopped when it returns.
         """
         self._draining = True
-        stopped = asyncio.ensure_future(self._server.stop(timeout_s + 2 * _FLUSH_S))
         self._health.end_watches()
         for reader in list(self._readers):
             reader.cancel()
-        in_time = True
+        in_time = await self._quiet_within(timeout_s)
+        if not in_time:
+            fail_rest()
+            await self._quiet_within(_FLUSH_S)
+        await self._linger()
+        await self._server.stop(_FLUSH_S)
+        return in_time
+
+    async def _quiet_within(self, timeout_s: float) -> bool:
         try:
             await asyncio.wait_for(self._quiet.wait(), timeout_s)
         except TimeoutError:
-            in_time = False
-            fail_rest()
-            await asyncio.wait([asyncio.ensure_future(self._quiet.wait())], timeout=_FLUSH_S)
-        await asyncio.wait([stopped], timeout=_FLUSH_S)
-        await self._server.stop(0)
-        await stopped
-        return in_time
+            return False
+        return True
+
+    async def _linger(self) -> None:
+        """Wait until no call has come for `_CALM_S`, at most `_LONGEST_LINGER_S`."""
+        end = self._clock() + _LONGEST_LINGER_S
+        begun = -1
+        while begun != self._begun_calls and self._clock() < end:
+            begun = self._begun_calls
+            await asyncio.sleep(_CALM_S)
 
     def _add_methods(self, methods: Sequence[Method]) -> None:
         by_service = {name: list(group) for name, group in groupby(methods, key=lambda method: method.service)}
@@ -208,6 +223,7 @@ class GrpcioTransport:
             answer=lambda message, error: self._end(answered, message, error),
         )
         self._open_calls += 1
+        self._begun_calls += 1
         self._quiet.clear()
         guarded(call, method.handle, request, call)
         return call, answered

@@ -1,0 +1,55 @@
+# One command per verb; CI calls the same. Everything lands in .venv, made with nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
+
+.PHONY: demo test test-full lint bench generate clean
+
+## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
+demo: $(VENV)/.serving
+	$(BIN)/python deploy/demo/run.py
+
+## test: everything but the long forms (under 20 minutes on 2 cores).
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not full and not gpu" $(PYTEST_ARGS)
+
+## test-full: the long forms too.
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+## lint: ruff, mypy --strict, import contracts.
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## bench: throughput and latency beside the ceiling of raw ONNX Runtime, in one run.
+bench: $(VENV)/.dev
+	$(BIN)/python tests/bench/run.py
+
+## generate: write the protobuf stubs anew.
+generate: $(VENV)/.dev
+	protos/generate.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) demo-output build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnserve needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# The package is installed from its wheel, not from the tree, and anew whenever a source changes.
+$(VENV)/.serving: $(VENV)/bin/python $(SOURCES)
+	$(PIP) install --upgrade ".[cpu]"
+	$(PIP) install --force-reinstall --no-deps .
+	@touch $@
+
+# torchvision comes without its dependencies: beside a CPU build of torch they are all there already.
+$(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
+	$(PIP) install ".[cpu,export,dev]"
+	$(PIP) install --no-deps torchvision==0.28.0
+	$(PIP) install --force-reinstall --no-deps .
+	@touch $@

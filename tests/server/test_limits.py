@@ -1,0 +1,102 @@
+"""Bounds: messages, pictures in the house, deadlines."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import numpy as np
+import pytest
+
+from attnserve.client import Client, ClientError
+from attnserve.inference import grpc_service_pb2 as oip
+from attnserve.v1 import attention_pb2 as pb
+from attnserve.v1 import attention_pb2_grpc
+
+MODEL = "fashion-mnist-cbam"
+
+
+def test_a_batch_far_above_grpc_s_own_4_mib_is_accepted(client, pictures):
+    batch = list(np.concatenate([pictures, pictures[:24]]))  # 1,024 pictures of 2,352 bytes
+    assert len(client.classify(batch, model=MODEL, top_k=1, timeout_s=60)) == 1024
+    large = np.zeros((4000, 4000, 3), np.uint8)  # 48 MB
+    assert client.classify([large], model=MODEL, top_k=1, timeout_s=60)
+
+
+def test_a_message_above_the_limit_is_refused(start_server, pictures):
+    with start_server("--max-request-bytes", "10000") as server, Client(server.grpc) as client:
+        with pytest.raises(ClientError) as caught:
+            client.classify(list(pictures[:8]), model=MODEL)
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert client.classify([pictures[0]], model=MODEL)
+
+
+def test_a_full_house_refuses_at_once_and_says_when_to_come_back(start_server, pictures):
+    with start_server("--max-pending-images", "4") as server, Client(server.grpc) as client:
+        with pytest.raises(ClientError) as caught:
+            client.classify(list(pictures[:5]), model=MODEL)
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert 0 < caught.value.retry_after_s <= 5
+        assert server.metric("attnserve_dropped_images_total", reason="overloaded") == 5
+        assert len(client.classify(list(pictures[:4]), model=MODEL)) == 4
+        assert server.metric("attnserve_pending_images") == 0
+
+
+def test_a_deadline_that_has_passed_is_not_run(channel, server, pictures):
+    infer = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=oip.ModelInferRequest.SerializeToString,
+        response_deserializer=oip.ModelInferResponse.FromString,
+    )
+    request = oip.ModelInferRequest(model_name=MODEL, raw_input_contents=[pictures[:1].tobytes()])
+    request.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28, 3])
+    request.parameters["timeout"].int64_param = 1
+    before = server.metric("attnserve_dropped_images_total", reason="expired")
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(request, timeout=20)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert server.metric("attnserve_dropped_images_total", reason="expired") == before + 1
+
+
+def test_after_callers_vanish_and_time_out_every_later_answer_is_right(server, client, pictures):
+    """Chaos: 8 threads that cancel, time out and send rubbish; then the server answers, and nothing is left inside."""
+    truth = [answer.predictions[0] for answer in client.classify(list(pictures[:50]), model=MODEL, top_k=1)]
+    wrong: list[str] = []
+
+    def misbehave(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = attention_pb2_grpc.AttentionServiceStub(channel)
+            for _ in range(60):
+                rows = rng.integers(0, 50, size=rng.integers(1, 20))
+                images = [
+                    pb.Image(raw=pb.RawImage(pixels=pictures[row].tobytes(), height=28, width=28)) for row in rows
+                ]
+                if rng.random() < 0.2:
+                    images.append(pb.Image(encoded=rng.bytes(50)))
+                call = stub.Classify.future(
+                    pb.ClassifyRequest(model=MODEL, images=images), timeout=float(rng.choice([0.001, 0.01, 20]))
+                )
+                if rng.random() < 0.4:
+                    call.cancel()
+                    continue
+                try:
+                    results = call.result().results
+                except grpc.RpcError:
+                    continue
+                for row, result in zip(rows, results, strict=True):
+                    best = result.predictions[0]
+                    if best.index != truth[row].index or abs(best.probability - truth[row].probability) > 1e-5:
+                        wrong.append(f"picture {row}: {best} instead of {truth[row]}")
+
+    threads = [threading.Thread(target=misbehave, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    assert wrong == []
+    again = [answer.predictions[0] for answer in client.classify(list(pictures[:50]), model=MODEL, top_k=1)]
+    assert [p.index for p in again] == [p.index for p in truth]
+    assert server.metric("attnserve_pending_images") == 0
+    assert server.metric("attnserve_queued_images") == 0
