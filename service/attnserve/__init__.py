@@ -1,1 +1,13 @@
-"""attnserve: attention-augmented image classifiers, served with the evidence for each answer."""
+"""attnserve: attention-augmented image classifiers, served with the evidence for each answer.
+
+Two halves share one contract, the model repository. Reading order:
+
+* Shared: `errors` (the one table of failures), `card` (what a model version is), `preprocess` (picture to view).
+* The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engine: `session`.
+* Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, warm, found by name).
+* One way through: `admission`, `decode`, `decode_pool`, `postprocess`, and `pipeline`, which joins them.
+* The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
+* What is heard: `listeners`, `metrics`, `statistics`, `logs`. The whole: `config`, `cores`, `server`.
+* For users: `client`, `client_messages`, `render`, `cli` and `commands`.
+* `export`: the only door to torch. `v1` and `inference`: generated from protos/.
+"""

@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace, environ: Mapping[str, str]) -> ServeConfig:
-    """Build the configuration from parsed flags, the environment and the file that `--config` or ATTNSERVE_CONFIG names."""
+    """The configuration from parsed flags, the environment and the file that `--config` or ATTNSERVE_CONFIG names."""
     values: dict[str, Any] = {}
     file = args.config or environ.get("ATTNSERVE_CONFIG")
     if file:

@@ -40,6 +40,15 @@ class DecodePool:
         self._limits = limits
         self._clock = clock
 
+    def views_at_once(self, sources: Sequence[Source], preprocessing: Preprocessing) -> list[Picture] | None:
+        """The pictures, where all are raw pixels that already are views, so that no thread is needed; else None."""
+        pictures: list[Picture] = []
+        for source in sources:
+            if isinstance(source, bytes) or source.shape != (preprocessing.height, preprocessing.width, 3):
+                return None
+            pictures.append(picture_from_pixels(source, preprocessing, self._limits))
+        return pictures
+
     def submit(
         self, sources: Sequence[Source], preprocessing: Preprocessing, call: Call, on_decoded: OnDecoded
     ) -> None:

@@ -56,6 +56,7 @@ class Pipeline:
         """Decode pictures, run them, and reply with `finish(pictures, result)`. Raises `Overloaded`."""
         self._admit(model, len(sources), sum(map(_size_bytes, sources)), call)
         decoding_since = self._clock()
+        preprocessing = model.files.card.preprocessing
 
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
             call.timings.decode_s = self._clock() - decoding_since
@@ -66,7 +67,11 @@ class Pipeline:
             batch = images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # (N, H, W, 3)
             self._queue(model, batch, outputs, call, partial(finish, pictures))
 
-        self._decode_pool.submit(sources, model.files.card.preprocessing, call, partial(guarded, call, decoded))
+        views = self._decode_pool.views_at_once(sources, preprocessing)
+        if views is not None:
+            decoded(views, None)
+        else:
+            self._decode_pool.submit(sources, preprocessing, call, partial(guarded, call, decoded))
 
     def run_images(
         self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish

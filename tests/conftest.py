@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from attnserve.client import Client
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MODEL = "fashion-mnist-cbam"
 START_TIMEOUT_S = 60
 

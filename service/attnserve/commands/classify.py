@@ -1,0 +1,195 @@
+"""`attnserve classify`: pictures to a running server; predictions to the terminal, attention maps to files.
+
+Owns the flags, the two ways to print and the exit code; what the files hold is `attnserve.map_files`'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from attnserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attnserve.client import Classification, Client, ClientError, ModelInfo, Timings
+    from attnserve.map_files import MapFiles
+
+PICTURES_IN_FLIGHT = 32
+"""Enough to fill a batch on the server; few enough that maps of large pictures do not fill this side's memory."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; imports nothing heavy."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file")
+    parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument("--model", metavar="MODEL", help="default: the only model on the server")
+    parser.add_argument("--version", default="", metavar="V", help="default: the newest that is ready")
+    parser.add_argument("--top-k", type=_count, default=5, metavar="K", help="0 for all classes (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each picture and line")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="save the attention maps of each picture in DIR")
+    parser.add_argument("--format", choices=("png", "npy"), default="png",
+                        help="of the maps: figures, or the arrays as the network gave them (default: png)")  # fmt: skip
+    parser.add_argument("--timeout-s", type=_seconds, default=10.0, metavar="S",
+                        help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError("must be positive")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify every picture; 1 if any failed."""
+    from attnserve.client import Client, ClientError
+    from attnserve.map_files import MapFiles
+
+    with Client(args.server, timeout_s=args.timeout_s) as client:
+        info = client.model(args.model or _only_model(client), args.version)
+        if args.maps and not info.sites:
+            raise ConfigError(f"--maps: {info.name} has no attention sites")
+        maps = MapFiles(args.maps, args.format) if args.maps else None
+        report: _Report = _JsonLines(info) if args.json else _Table(args.images, info)
+        failed = 0
+        for index, (image, outcome) in enumerate(_outcomes(client, args, info)):
+            if isinstance(outcome, ClientError):
+                failed += 1
+                report.failed(image, outcome)
+                continue
+            report.answered(image, outcome)
+            if maps and not _saved(maps, image, index, outcome):
+                failed += 1
+    report.finish()
+    if maps and maps.written:
+        print(f"{len(maps.written)} files written to {args.maps}: {maps.written[0].name} ...", file=report.notes)
+    return 1 if failed else 0
+
+
+def _only_model(client: Client) -> str:
+    names = sorted({status.name for status in client.models() if status.ready})
+    if len(names) != 1:
+        raise ConfigError(f"--model: choose one of {', '.join(names)}" if names else "the server has no model ready")
+    return names[0]
+
+
+def _outcomes(
+    client: Client, args: argparse.Namespace, info: ModelInfo
+) -> Iterator[tuple[str, Classification | ClientError]]:
+    """Every picture with its outcome; once the call as a whole has failed, its error is every later picture's."""
+    from attnserve.client import ClientError
+
+    stream = client.classify_stream(
+        map(Path, args.images),
+        model=info.name,
+        version=info.version,
+        top_k=args.top_k,
+        attention="spatial" if args.maps else "none",
+        timeout_s=args.timeout_s * len(args.images),
+        max_in_flight=PICTURES_IN_FLIGHT,
+    )
+    broken: ClientError | None = None
+    for image in args.images:
+        try:
+            yield image, broken or next(stream)
+        except ClientError as error:
+            broken = error
+            yield image, error
+
+
+def _saved(maps: MapFiles, image: str, index: int, answer: Classification) -> bool:
+    try:
+        maps.save(Path(image), index, answer)
+    except OSError as error:
+        print(f"attnserve classify: {image}: --maps: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+class _Report(Protocol):
+    """Where results go; `notes` is the stream for what is not a result."""
+
+    notes: TextIO
+
+    def answered(self, image: str, answer: Classification) -> None: ...
+
+    def failed(self, image: str, error: ClientError) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class _JsonLines:
+    """One object for each picture and line; nothing else on stdout."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.notes = sys.stderr
+        self._info = info
+
+    def answered(self, image: str, answer: Classification) -> None:
+        predictions = [
+            {"label": each.label, "index": each.index, "probability": each.probability} for each in answer.predictions
+        ]
+        self._print(image, predictions, None)
+
+    def failed(self, image: str, error: ClientError) -> None:
+        self._print(image, [], str(error))
+
+    def finish(self) -> None:
+        pass
+
+    def _print(self, image: str, predictions: list[dict[str, Any]], error: str | None) -> None:
+        line = {
+            "image": image,
+            "model": self._info.name,
+            "version": self._info.version,
+            "predictions": predictions,
+            "error": error,
+        }
+        print(json.dumps(line), flush=True)
+
+
+class _Table:
+    """Columns for people; pictures that failed go to stderr."""
+
+    def __init__(self, images: Sequence[str], info: ModelInfo) -> None:
+        self.notes = sys.stdout
+        self._pictures = len(images)
+        self._image_width = max(map(len, ("image", *images)))
+        self._label_width = max(map(len, ("label", *info.labels)))
+        self._timings: list[Timings] = []
+        print(f"{info.name} version {info.version}, {info.execution_provider}")
+        self._row("image", "rank", "label", "probability")
+
+    def answered(self, image: str, answer: Classification) -> None:
+        for rank, each in enumerate(answer.predictions, start=1):
+            self._row(image if rank == 1 else "", str(rank), each.label, f"{each.probability:.4f}")
+        self._timings.append(answer.timings)
+
+    def failed(self, image: str, error: ClientError) -> None:
+        print(f"attnserve classify: {image}: {error}", file=sys.stderr)
+
+    def finish(self) -> None:
+        line = f"{len(self._timings)} of {self._pictures} pictures answered"
+        if self._timings:
+            means = (
+                f"decode {mean(each.decode_ms for each in self._timings):.2f} ms",
+                f"queue {mean(each.queue_ms for each in self._timings):.2f} ms",
+                f"infer {mean(each.infer_ms for each in self._timings):.2f} ms",
+            )
+            line += f"; mean time in the server: {', '.join(means)}"
+        print(line)
+
+    def _row(self, image: str, rank: str, label: str, probability: str) -> None:
+        print(f"{image:<{self._image_width}}  {rank:>4}  {label:<{self._label_width}}  {probability:>11}".rstrip())

@@ -1,0 +1,57 @@
+"""`attnserve models`: what a running server serves, as a table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnserve.client import Client, ModelStatus, SiteInfo
+
+_HEADER = ("model", "version", "ready", "classes", "view", "attention", "provider")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; imports nothing heavy."""
+    parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row for each model version, and why a model is not ready."""
+    from attnserve.client import Client
+
+    with Client(args.server) as client:
+        statuses = client.models()
+        rows = [_HEADER, *(_row(client, status) for status in statuses)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for status in statuses:
+        if not status.ready:
+            print(f"{status.name} is not ready: {status.reason}")
+    return 0
+
+
+def _row(client: Client, status: ModelStatus) -> tuple[str, ...]:
+    if not status.ready:
+        return (status.name, status.version or "-", "no", "-", "-", "-", "-")
+    info = client.model(status.name, status.version)
+    return (
+        info.name,
+        info.version,
+        "yes",
+        str(len(info.labels)),
+        f"{info.view_height} x {info.view_width}",
+        _attention(info.sites),
+        info.execution_provider,
+    )
+
+
+def _attention(sites: Sequence[SiteInfo]) -> str:
+    """How many sites of which kind, and the first and the last by name."""
+    if not sites:
+        return "none"
+    kinds = " and ".join(dict.fromkeys(site.kind for site in sites))
+    names = sites[0].name if len(sites) == 1 else f"{sites[0].name} to {sites[-1].name}"
+    return f"{len(sites)} {kinds}: {names}"

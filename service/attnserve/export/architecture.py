@@ -1,0 +1,111 @@
+"""What a network is, as plain data: depth, stem, widths and where which attention sits.
+
+Owns the choices and their validation; knows neither torch nor weights, so a card can be read without either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attnserve.errors import ConfigError
+
+DEPTHS = (18, 34, 50, 101)
+KINDS = ("cbam", "bam")
+PLACEMENTS = ("block", "stage")
+POOLINGS = ("avg", "max", "avg+max")
+COMBINES = ("add", "mul")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Which attention module a network carries, where, and with which choices.
+
+    Attributes:
+        kind: `cbam` or `bam`.
+        placement: `block`, in every residual block before the addition, or `stage`, once after a stage.
+        stages: The stages (1..4) that carry it.
+        reduction: The hidden width is channels // reduction, at least 1.
+        kernel: CBAM: side of the spatial gate's convolution, 3 or 7.
+        pooling: CBAM: what the channel gate pools over H x W: `avg`, `max` or `avg+max`.
+        dilation: BAM: dilation of the spatial branch's two 3x3 convolutions.
+        combine: BAM: how the branches meet before the sigmoid: `add` as in the paper, or `mul`.
+    """
+
+    kind: str
+    placement: str = "block"
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    reduction: int = 16
+    kernel: int = 7
+    pooling: str = "avg+max"
+    dilation: int = 4
+    combine: str = "add"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        _one_of("attention kind", self.kind, KINDS)
+        _one_of("placement", self.placement, PLACEMENTS)
+        _one_of("kernel", self.kernel, (3, 7))
+        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("combine", self.combine, COMBINES)
+        _positive("reduction", self.reduction)
+        _positive("dilation", self.dilation)
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or not set(self.stages) <= {1, 2, 3, 4}:
+            raise ConfigError(f"architecture: stages must be distinct, rising numbers of 1..4, got {self.stages}")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ResNet and its attention.
+
+    Attributes:
+        depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
+        num_classes: Width of the logits.
+        stem: `imagenet`: 7x7 convolution of stride 2 and max-pool; `small`: 3x3 convolution, no max-pool.
+        stem_stride: Stride of the small stem, 1 or 2; the imagenet stem's is always 2.
+        widths: Channels of the four stages (before a bottleneck's expansion by 4).
+        attention: None for a plain ResNet.
+    """
+
+    depth: int
+    num_classes: int
+    stem: str = "imagenet"
+    stem_stride: int = 2
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    attention: Attention | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        _one_of("depth", self.depth, DEPTHS)
+        _one_of("stem", self.stem, ("imagenet", "small"))
+        _one_of("stem_stride", self.stem_stride, (1, 2) if self.stem == "small" else (2,))
+        _positive("num_classes", self.num_classes)
+        if len(self.widths) != 4:
+            raise ConfigError(f"architecture: widths must be four numbers, got {self.widths}")
+        for width in self.widths:
+            _positive("width", width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices as JSON-ready values; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Architecture:
+        """Parse `to_dict`'s form; raises `ConfigError` naming what is wrong."""
+        try:
+            attention = raw.get("attention")
+            return cls(**{**raw, "attention": None if attention is None else Attention(**attention)})
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"architecture: {error}") from error
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"architecture: {name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"architecture: {name} must be a positive integer, got {value!r}")

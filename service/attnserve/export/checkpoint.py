@@ -1,0 +1,100 @@
+"""Our training checkpoint: one torch file that says everything export needs, and can be resumed.
+
+Owns the file's form; knows nothing of data, training loops or ONNX. The file is read with `weights_only=True`, so it
+can carry tensors and plain values but never code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnserve.card import Preprocessing
+from attnserve.errors import ConfigError
+from attnserve.export.architecture import Architecture
+from attnserve.export.resnet import ResNet
+
+FORMAT = "attnserve-checkpoint-1"
+
+
+@dataclass
+class Checkpoint:
+    """Weights and their story.
+
+    Attributes:
+        state_dict: The weights to serve (the moving average, where training kept one).
+        training: Dataset, licence, command, seed, epochs, split rule, wall minutes, versions: JSON-ready values.
+        evaluation: One entry per measurement: dataset, split, images, accuracy.
+        resume: What an unfinished training needs to go on; None once it is finished.
+    """
+
+    architecture: Architecture
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    state_dict: dict[str, Tensor]
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: list[dict[str, Any]] = field(default_factory=list)
+    resume: dict[str, Any] | None = None
+
+    def network(self) -> ResNet:
+        """The network with these weights, in evaluation mode; raises `ConfigError` where they do not fit."""
+        network = ResNet(self.architecture)
+        try:
+            network.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            raise ConfigError(f"checkpoint: the weights do not fit the architecture: {error}") from error
+        return network.eval()
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        raw = {
+            "format": FORMAT,
+            "architecture": self.architecture.to_dict(),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "labels": list(self.labels),
+            "state_dict": self.state_dict,
+            "training": self.training,
+            "evaluation": self.evaluation,
+            "resume": self.resume,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        torch.save(raw, partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a file onto the CPU; raises `ConfigError` for anything but a checkpoint of ours."""
+        raw = _read(path)
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ConfigError(f"{path.name} is not a checkpoint of `attnserve train` (no format {FORMAT!r})")
+        try:
+            return cls(
+                architecture=Architecture.from_dict(raw["architecture"]),
+                preprocessing=Preprocessing(**raw["preprocessing"]),
+                labels=tuple(raw["labels"]),
+                state_dict=raw["state_dict"],
+                training=raw["training"],
+                evaluation=raw["evaluation"],
+                resume=raw["resume"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path.name}: damaged checkpoint: {error!r}") from error
+
+
+def _read(path: Path) -> object:
+    """The plain values and tensors of a torch file; refuses pickles that would run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no checkpoint at {path}") from error
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path.name} holds more than tensors and plain values, so it is not loaded") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ConfigError(f"{path.name} cannot be read as a torch file: {error}") from error

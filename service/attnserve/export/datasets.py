@@ -1,0 +1,191 @@
+"""Labelled pictures for training: Fashion-MNIST or a folder of class sub-folders, as uint8 arrays in memory.
+
+Owns reading and splitting; pictures are decoded and cut by the server's own code, so training sees exactly what
+serving will. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnserve.card import Preprocessing
+from attnserve.decode import DecodeLimits, picture_from_bytes
+from attnserve.errors import ConfigError, InvalidArgument
+from attnserve.preprocess import view
+
+FASHION_MNIST = "fashion-mnist"
+FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts the files
+FASHION_MNIST_LABELS = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+FASHION_MNIST_LICENCE = "MIT (Zalando SE, 2017)"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LIMITS = DecodeLimits(max_bytes=2**26, max_pixels=2**26)  # one's own photos: what any camera makes
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One part of a data set."""
+
+    images: NDArray[np.uint8]  # (N, H, W, 3)
+    labels: NDArray[np.int64]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How a folder is cut into parts; a record of what nobody trained on.
+
+    Attributes:
+        kind: `random`, or `number`: by the number in the file name, the highest numbers being the test part. One
+            person's (or scene's) pictures have neighbouring numbers, so this keeps people apart.
+        test, validation: Fraction of the pictures in either part.
+        guard: `number` only: so many numbers before each cut are left out, more than one person's pictures span.
+        seed: `random` only.
+    """
+
+    kind: str = "random"
+    test: float = 0.2
+    validation: float = 0.0
+    guard: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("random", "number"):
+            raise ConfigError(f"split: must be random or number, got {self.kind!r}")
+        if self.test <= 0 or self.validation < 0 or self.test + self.validation >= 1:
+            raise ConfigError(f"split: impossible fractions: test {self.test}, validation {self.validation}")
+
+    def parts(self, names: list[str]) -> dict[str, list[int]]:
+        """Indices of `names` by part: train, validation, test."""
+        if self.kind == "number":
+            return self._by_number([number_of(name) for name in names])
+        order = np.random.default_rng(self.seed).permutation(len(names)).tolist()
+        first_validation = round(len(names) * self.test)
+        first_train = first_validation + round(len(names) * self.validation)
+        parts = {
+            "test": order[:first_validation],
+            "validation": order[first_validation:first_train],
+            "train": order[first_train:],
+        }
+        return {part: sorted(indices) for part, indices in parts.items()}
+
+    def _by_number(self, numbers: list[int]) -> dict[str, list[int]]:
+        rising = sorted(numbers)
+        first_test = rising[round(len(rising) * (1 - self.test))]
+        first_validation = rising[round(len(rising) * (1 - self.test - self.validation))]
+        ends = {"validation": first_test - self.guard, "train": first_validation - self.guard}
+        return {
+            "test": [i for i, n in enumerate(numbers) if n >= first_test],
+            "validation": [i for i, n in enumerate(numbers) if first_validation <= n < ends["validation"]],
+            "train": [i for i, n in enumerate(numbers) if n < ends["train"]],
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled data set, cut into parts; `validation` may be empty."""
+
+    name: str
+    licence: str
+    labels: tuple[str, ...]
+    train: Pictures
+    validation: Pictures
+    test: Pictures
+    split: dict[str, Any]  # the rule that cut it, JSON-ready
+
+
+def number_of(name: str) -> int:
+    """The last number in a file name; raises `ConfigError` where there is none."""
+    digits = re.findall(r"\d+", Path(name).stem)
+    if not digits:
+        raise ConfigError(f"split by number: no number in the file name {name!r}")
+    return int(digits[-1])
+
+
+def load(
+    dataset: str, data_dir: Path | None, licence: str, preprocessing: Preprocessing, rule: SplitRule | None
+) -> Dataset:
+    """`fashion-mnist` from `data_dir`, or the folder of that name, cut by `rule`."""
+    if dataset == FASHION_MNIST:
+        return load_fashion_mnist(data_dir or FASHION_MNIST_DIR, preprocessing)
+    return load_folder(Path(dataset), licence, preprocessing, rule or SplitRule())
+
+
+def load_fashion_mnist(folder: Path, preprocessing: Preprocessing) -> Dataset:
+    """The 60,000 training and 10,000 test pictures, grey replicated to RGB."""
+    train, test = (_fashion_mnist_part(folder, part, preprocessing) for part in ("train", "t10k"))
+    nothing = Pictures(train.images[:0], train.labels[:0])
+    split = {"kind": "the data set's own train and test files"}
+    return Dataset(FASHION_MNIST, FASHION_MNIST_LICENCE, FASHION_MNIST_LABELS, train, nothing, test, split)
+
+
+def _fashion_mnist_part(folder: Path, part: str, preprocessing: Preprocessing) -> Pictures:
+    pixels = np.frombuffer(_idx(folder, f"{part}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 28, 28)
+    labels = np.frombuffer(_idx(folder, f"{part}-labels-idx1-ubyte"), np.uint8, offset=8)
+    images = [view(Image.fromarray(grey).convert("RGB"), preprocessing) for grey in pixels]
+    return Pictures(np.stack(images), labels.astype(np.int64))
+
+
+def _idx(folder: Path, name: str) -> bytes:
+    """The bytes of one idx file, gzipped or not."""
+    for path, opened in ((folder / f"{name}.gz", gzip.open), (folder / name, open)):
+        if path.is_file():
+            with opened(path, "rb") as file:
+                return bytes(file.read())
+    raise ConfigError(
+        f"Fashion-MNIST: no {name}.gz in {folder}; `apt-get install dataset-fashion-mnist` (Debian, Ubuntu) puts it in"
+        f" {FASHION_MNIST_DIR}, or name its folder with --data-dir"
+    )
+
+
+def load_folder(folder: Path, licence: str, preprocessing: Preprocessing, rule: SplitRule) -> Dataset:
+    """Pictures in one sub-folder per class; the class's label is the sub-folder's name."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if len(classes) < 2:
+        raise ConfigError(f"{folder}: expected a folder with a sub-folder of pictures for each of two or more classes")
+    paths = [path for sub in classes for path in sorted(sub.iterdir()) if path.suffix.lower() in SUFFIXES]
+    index = {sub.name: i for i, sub in enumerate(classes)}
+    images = np.stack([picture(path, preprocessing) for path in paths])
+    labels = np.array([index[path.parent.name] for path in paths], dtype=np.int64)
+    parts = {
+        part: Pictures(images[chosen], labels[chosen])
+        for part, chosen in rule.parts([path.name for path in paths]).items()
+    }
+    if not len(parts["train"]):
+        raise ConfigError(f"{folder}: the split leaves no picture to train on")
+    split = {name: getattr(rule, name) for name in ("kind", "test", "validation", *_details(rule))}
+    return Dataset(folder.resolve().name, licence, tuple(index), **parts, split=split)
+
+
+def _details(rule: SplitRule) -> tuple[str, ...]:
+    return ("guard",) if rule.kind == "number" else ("seed",)
+
+
+def picture(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """One file's view; raises `ConfigError` where it is not a picture."""
+    try:
+        return picture_from_bytes(path.read_bytes(), preprocessing, LIMITS).pixels
+    except (OSError, InvalidArgument) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def colour_statistics(pictures: Pictures) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel on the 0..1 scale, to four digits."""
+    shares = np.stack([np.bincount(pictures.images[..., c].ravel(), minlength=256) for c in range(3)])  # (3, 256)
+    shares = shares / shares.sum(1, keepdims=True)
+    levels = np.arange(256) / 255
+    mean = shares @ levels
+    std = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 1e-8))  # a blank channel must not divide by zero
+    (r, g, b), (sr, sg, sb) = mean.round(4).tolist(), std.round(4).tolist()
+    return (r, g, b), (sr, sg, sb)

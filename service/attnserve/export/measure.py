@@ -1,0 +1,46 @@
+"""Accuracy of anything that classifies pictures, as entries for checkpoints and cards.
+
+Owns what is measured and how it is recorded; knows nothing of what runs the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnserve.export.datasets import FASHION_MNIST, Dataset, Pictures
+
+BATCH_SIZE = 500  # large enough to keep a core busy, small enough for any memory
+
+Classifier = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""(N, H, W, 3) pictures -> (N, K) scores; the highest is the answer."""
+
+
+def accuracy(classify: Classifier, pictures: Pictures) -> float:
+    """Fraction of the pictures that are given their own label."""
+    right = 0
+    for start in range(0, len(pictures), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        right += int(np.sum(classify(pictures.images[part]).argmax(1) == pictures.labels[part]))
+    return right / len(pictures)
+
+
+def evaluation(classify: Classifier, dataset: Dataset, measured_with: str, command: str) -> list[dict[str, Any]]:
+    """Entries for the test part and, for Fashion-MNIST, also for its first 1,000 pictures (what a quick check uses)."""
+    parts = {"test": dataset.test}
+    if dataset.name == FASHION_MNIST:
+        parts["test, first 1000"] = Pictures(dataset.test.images[:1000], dataset.test.labels[:1000])
+    return [
+        {
+            "dataset": dataset.name,
+            "split": split,
+            "images": len(pictures),
+            "accuracy": accuracy(classify, pictures),
+            "measured_with": measured_with,
+            "command": command,
+        }
+        for split, pictures in parts.items()
+    ]

@@ -1,0 +1,80 @@
+"""The network as it is served: uint8 pictures in, every output out, normalisation inside.
+
+Owns the names, order and meaning of the graph's outputs; knows nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attnserve.card import Preprocessing, Site
+from attnserve.export.architecture import Architecture
+from attnserve.export.resnet import ResNet
+
+
+class Normalise(nn.Module):
+    """(N, 3, H, W) float32 in 0..1 -> the same with the mean taken off and divided by the deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        return (images - self.mean) / self.std
+
+
+class Servable(nn.Module):
+    """(N, H, W, 3) uint8 -> the outputs named by `output_names`, in that order."""
+
+    def __init__(self, network: ResNet, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalise = Normalise(preprocessing)
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Probabilities, logits, the attention outputs by site, features."""
+        evidence = self.network.evidence(self.normalise(images.permute(0, 3, 1, 2).float() / 255))
+        maps = [part for site in evidence.maps.values() for part in site]
+        return torch.softmax(evidence.logits, dim=1), evidence.logits, *maps, evidence.features
+
+
+def output_names(sites: tuple[Site, ...]) -> list[str]:
+    """Names of `Servable`'s outputs, in its order."""
+    maps = [name for site in sites for name in (site.channel, site.spatial) if name]
+    return ["probabilities", "logits", *maps, "features"]
+
+
+def find_sites(architecture: Architecture, network: ResNet, preprocessing: Preprocessing) -> tuple[Site, ...]:
+    """The network's attention sites for the recorded view, in the order of computation."""
+    blank = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
+    with torch.inference_mode():
+        maps = network.eval().evidence(blank).maps
+    attention = architecture.attention
+    if attention is None:
+        return ()
+    stem_stride = 4 if architecture.stem == "imagenet" else architecture.stem_stride
+    return tuple(
+        Site(
+            name=name,
+            kind=attention.kind,
+            channels=channel.shape[1],
+            height=spatial.shape[1],
+            width=spatial.shape[2],
+            stride=stem_stride * 2 ** (_stage_of(name) - 1),
+            channel=f"attention/{name}/channel",
+            spatial=f"attention/{name}/spatial",
+            combine=attention.combine if attention.kind == "bam" else None,
+        )
+        for name, (channel, spatial) in maps.items()
+    )
+
+
+def _stage_of(site: str) -> int:
+    """The stage in a site's name: 3 in `layer3.1.cbam` and in `bam3`."""
+    return int(next(character for character in site if character.isdigit()))

@@ -1,0 +1,81 @@
+"""The README is executed, and its tables say what the code says."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnserve.cli import build_parser
+from attnserve.config import ServeConfig, shown
+from attnserve.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+def table(heading: str) -> list[list[str]]:
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows[2:]]
+
+
+def test_every_option_is_documented_with_its_default_and_meaning():
+    options = [[o.name, shown(o.default), o.metadata["help"]] for o in dataclasses.fields(ServeConfig)]
+    assert table("Configuration") == options
+
+
+def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
+    documented = {row[0]: row[1:] for row in table("Metrics")}
+    found = {}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "_labelnames"):
+            suffix = "_total" if metric._type == "counter" else ""
+            labels = ", ".join(metric._labelnames)
+            found[metric._name + suffix] = [metric._type, labels, metric._documentation]
+    build = documented.pop("attnserve_build_info")
+    assert build[0] == "gauge"
+    assert documented == found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_line_parses(command):
+    program, *arguments = shlex.split(command)
+    assert program == "attnserve"
+    assert isinstance(build_parser().parse_args(arguments), argparse.Namespace)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "--server" in line])
+def test_every_client_command_works(server, command, tmp_path):
+    arguments = []
+    for argument in shlex.split(command)[1:]:
+        arguments += [os.path.abspath(path) for path in sorted(glob.glob(argument, root_dir=ROOT))] or [argument]
+    arguments = [server.grpc if argument == "localhost:8001" else argument for argument in arguments]
+    arguments = [str(ROOT / a) if a.endswith(".png") and not os.path.isabs(a) else a for a in arguments]
+    run = subprocess.run(
+        [sys.executable, "-m", "attnserve", *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert "fashion-mnist" in run.stdout
+    if "--maps" in arguments:
+        assert list((tmp_path / "maps").iterdir())
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_every_python_block_runs(server, block):
+    code = block.replace("localhost:8001", server.grpc)
+    assert code != block
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
