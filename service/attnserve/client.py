@@ -201,7 +201,8 @@ def _outcomes(call: Iterable[pb.ClassifyStreamResponse]) -> Iterator[Classificat
         if reply.sequence != expected:
             raise ClientError("INTERNAL", f"the server answered picture {reply.sequence} in place of {expected}")
         if reply.code != 0:
-            yield ClientError(_CODE_NAMES.get(reply.code, "UNKNOWN"), reply.message)
+            retry_after_s = reply.retry_after_ms / 1e3 if reply.retry_after_ms else None
+            yield ClientError(_CODE_NAMES.get(reply.code, "UNKNOWN"), reply.message, retry_after_s)
         else:
             yield from _answers(reply.response, expected=1)
 

@@ -193,7 +193,7 @@ class Call:
         """The caller went away. The work that has not started is dropped; the answer still comes and goes nowhere."""
         with self._lock:
             self.cancelled = True
-            on_cancel = self._on_cancel
+            on_cancel, self._on_cancel = self._on_cancel, None
         if on_cancel is not None:
             on_cancel()
 

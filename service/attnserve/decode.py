@@ -43,6 +43,11 @@ class Picture:
     box: CropBox
 
 
+def load_codecs() -> None:
+    """Import Pillow's decoders now, which the first picture would otherwise wait for."""
+    Image.init()
+
+
 def picture_from_bytes(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Picture:
     """Decode a JPEG, PNG or WebP file and cut out the model's view.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attnserve.card import Preprocessing
 from attnserve.contract import Call
-from attnserve.decode import DecodeLimits, Picture, picture_from_bytes, picture_from_pixels
+from attnserve.decode import DecodeLimits, Picture, load_codecs, picture_from_bytes, picture_from_pixels
 from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded, Internal
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class DecodePool:
     """
 
     def __init__(self, threads: int, limits: DecodeLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        load_codecs()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._limits = limits
         self._clock = clock

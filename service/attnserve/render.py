@@ -69,7 +69,7 @@ def overlay(image: Image.Image, values: NDArray[np.float32], box: CropBox, alpha
     """
     photo = np.array(image.convert("RGB"))  # (H, W, 3) uint8
     rows, columns = _within(box.top, box.bottom, image.height), _within(box.left, box.right, image.width)
-    heat = JET[(255.0 * _sampled(normalise(values), rows, columns, box)).astype(np.uint8)]  # (rows, columns, 3)
+    heat = JET[np.rint(255.0 * _sampled(normalise(values), rows, columns, box)).astype(np.uint8)]  # (rows, columns, 3)
     inside = np.ix_(rows, columns)
     photo[inside] = np.rint(alpha * heat + (1.0 - alpha) * photo[inside]).astype(np.uint8)
     return Image.fromarray(photo)

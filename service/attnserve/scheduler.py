@@ -125,7 +125,7 @@ class Scheduler:
         started = self._clock()
         outputs: Outputs | None = None
         try:
-            outputs = backend.run(_rows_of(batch), _wanted_by(batch))
+            outputs = _run_whole(backend, batch)
         except Exception:
             log.exception("model %s version %s: a batch of %d images failed", *self.model, batch.rows)
         infer_s = self._clock() - started
@@ -147,6 +147,16 @@ class Scheduler:
         for entry in entries:
             reason = "cancelled" if isinstance(entry.error, Cancelled) else "expired"
             self._listener.dropped(self.model, reason, entry.rows - entry.taken)
+
+
+def _run_whole(backend: Backend, batch: Batch) -> Outputs:
+    """The backend's outputs for the batch; raises `RuntimeError` unless each wanted one has a row for each image."""
+    wanted = _wanted_by(batch)
+    outputs = backend.run(_rows_of(batch), wanted)
+    for name in wanted:
+        if name not in outputs or len(outputs[name]) != batch.rows:
+            raise RuntimeError(f"the engine gave no {batch.rows} rows of {name!r}. This is a bug.")
+    return outputs
 
 
 def _rows_of(batch: Batch) -> NDArray[np.uint8]:

@@ -148,9 +148,10 @@ def report(model: str, rows: list[Row], machine: dict[str, object]) -> None:
                "p50 ms", "p95 ms", "p99 ms")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for row in rows:
-        print(f"| {row.images_per_request} | {row.concurrency} | {row.images_per_s:.0f} | {row.ceiling_images_per_s:.0f} "
-              f"| {row.wall_share:.2f} | {row.cpu_share:.2f} | {row.server_cpu_us_per_image:.0f} "
-              f"| {row.p50_ms:.2f} | {row.p95_ms:.2f} | {row.p99_ms:.2f} |")  # fmt: skip
+        shown = (row.images_per_request, row.concurrency, f"{row.images_per_s:.0f}", f"{row.ceiling_images_per_s:.0f}",
+                 f"{row.wall_share:.2f}", f"{row.cpu_share:.2f}", f"{row.server_cpu_us_per_image:.0f}",
+                 f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.p99_ms:.2f}")  # fmt: skip
+        print(f"| {' | '.join(map(str, shown))} |")
 
 
 if __name__ == "__main__":

@@ -106,5 +106,8 @@ def _stream_response(
 ) -> pb.ClassifyStreamResponse:
     if error is not None:
         code = grpc.StatusCode[error.status].value[0]
-        return pb.ClassifyStreamResponse(sequence=sequence, code=code, message=str(error))
+        retry_after_ms = round((error.retry_after_s or 0) * 1e3)
+        return pb.ClassifyStreamResponse(
+            sequence=sequence, code=code, message=str(error), retry_after_ms=retry_after_ms
+        )
     return pb.ClassifyStreamResponse(sequence=sequence, response=reply)

@@ -95,7 +95,7 @@ class GrpcioTransport:
     async def drain(self, timeout_s: float, fail_rest: Callable[[], None]) -> bool:
         """Finish the accepted calls, then stop; after `timeout_s` seconds have the rest failed by `fail_rest`.
 
-        New calls must be refused by the handlers from here on: only when none has come for a while does the server close,
+        New calls must be refused by the handlers from here on: the server closes only when none has come for a while,
         for gRPC answers CANCELLED, which nobody retries, to calls that it holds unread at that moment.
         Returns whether all were finished in time. The server is stopped when it returns.
         """
@@ -136,7 +136,7 @@ class GrpcioTransport:
         reflection.enable_server_reflection(names, self._server)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
-        """grpc.aio's handler; it tells coroutine functions and async generators apart, hence the two inner functions."""
+        """grpc.aio's handler, which must be a coroutine function or an async generator, hence the inner functions."""
 
         async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             return await self._unary(method, request, context)

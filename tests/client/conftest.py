@@ -1,0 +1,159 @@
+"""A server of `attnserve.v1` in this process whose answers the test chooses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from attnserve.client import Client
+from attnserve.v1 import attention_pb2 as pb
+from attnserve.v1 import attention_pb2_grpc
+
+GATE = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.75]], np.float32)
+BRANCH = np.array([[-1.5, 2.0], [0.25, 3.0]], np.float32)
+MEAN_GATE = np.array([[0.25, 0.5], [0.75, 1.0]], np.float32)
+
+
+def float_map(values: np.ndarray[Any, Any]) -> pb.FloatMap:
+    return pb.FloatMap(height=values.shape[0], width=values.shape[1], values=values.astype("<f4").tobytes())
+
+
+class Refusal(Exception):
+    """Makes the fake server answer with a status."""
+
+    def __init__(self, code: int, message: str, retry_after_s: float | None = None) -> None:
+        self.status = status_pb2.Status(code=code, message=message)
+        if retry_after_s is not None:
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromNanoseconds(int(retry_after_s * 1e9))
+            self.status.details.add().Pack(info)
+
+
+class FakeService(attention_pb2_grpc.AttentionServiceServicer):
+    """Remembers requests and deadlines; the label of an answer is the request's own bytes, or `pixels`."""
+
+    def __init__(self) -> None:
+        self.requests: list[pb.ClassifyRequest] = []
+        self.deadlines_s: list[float | None] = []
+        self.stream_over = threading.Event()
+        self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
+        self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
+        self.statuses = [pb.ModelStatus(name="fake", version="3", ready=True)]
+
+    def echo(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        if any(image.encoded.startswith(b"bad") for image in request.images):
+            raise Refusal(code_pb2.INVALID_ARGUMENT, "images[0]: not a picture")
+        return pb.ClassifyResponse(
+            model=request.model,
+            version=request.version or "3",
+            results=[self.result(image, request.attention.level) for image in request.images],
+            timings=pb.Timings(decode_ms=1, queue_ms=2, infer_ms=3),
+        )
+
+    def result(self, image: pb.Image, level: int) -> pb.ImageResult:
+        label = image.encoded.decode("ascii", "ignore")[:8] if image.encoded else "pixels"
+        channel = [0.5, 0.25] if level == pb.ATTENTION_LEVEL_FULL else []
+        maps = [
+            pb.AttentionMap(site="layer1.cbam", kind="cbam", spatial=float_map(GATE), channel=channel),
+            pb.AttentionMap(site="bam1", kind="bam", spatial=float_map(BRANCH), combined=float_map(MEAN_GATE)),
+        ]
+        return pb.ImageResult(
+            predictions=[pb.Prediction(index=7, label=label, probability=0.75)],
+            attention=maps if level else [],
+            view=pb.CropBox(left=0, top=0, right=28, bottom=28),
+            image_height=28,
+            image_width=28,
+        )
+
+    def in_turn(self, requests: Iterator[pb.ClassifyRequest]) -> Iterator[pb.ClassifyStreamResponse]:
+        for sequence, request in enumerate(requests):
+            self.requests.append(request)
+            try:
+                yield pb.ClassifyStreamResponse(sequence=sequence, response=self.answer(request))
+            except Refusal as refusal:
+                status = refusal.status
+                yield pb.ClassifyStreamResponse(sequence=sequence, code=status.code, message=status.message)
+
+    def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        self.deadlines_s.append(context.time_remaining())
+        self.requests.append(request)
+        try:
+            return self.answer(request)
+        except Refusal as refusal:
+            context.abort_with_status(rpc_status.to_status(refusal.status))
+            raise AssertionError("abort raises") from None
+
+    def ClassifyStream(  # noqa: N802
+        self, request_iterator: Iterator[pb.ClassifyRequest], context: Any
+    ) -> Iterator[pb.ClassifyStreamResponse]:
+        self.deadlines_s.append(context.time_remaining())
+        context.add_callback(self.stream_over.set)
+        try:
+            yield from self.stream(request_iterator)
+        except Refusal as refusal:
+            context.abort_with_status(rpc_status.to_status(refusal.status))
+
+    def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802, ARG002
+        self.deadlines_s.append(context.time_remaining())
+        return pb.ListModelsResponse(models=self.statuses)
+
+    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:  # noqa: N802
+        self.deadlines_s.append(context.time_remaining())
+        if request.name not in ("fake", "other", "plain"):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.name!r} is not served")
+        site = pb.Site(
+            name="layer1.cbam",
+            kind="cbam",
+            channels=2,
+            height=2,
+            width=3,
+            stride=14,
+            has_channel=True,
+            has_spatial=True,
+        )
+        return pb.Model(
+            name=request.name,
+            version=request.version or "3",
+            labels=["cat", "dog"],
+            image_height=28,
+            image_width=30,
+            sites=[] if request.name == "plain" else [site],
+            max_batch_size=16,
+            execution_provider="CPUExecutionProvider",
+            card_json='{"precision": "fp32"}',
+            card_digest="ab12",
+        )
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def target(service: FakeService) -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    attention_pb2_grpc.add_AttentionServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def client(target: str) -> Iterator[Client]:
+    with Client(target, timeout_s=7) as client:
+        yield client
+
+
+@pytest.fixture
+def refusal() -> type[Refusal]:
+    return Refusal

@@ -1,0 +1,127 @@
+"""Pictures of maps, by their pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnserve.preprocess import CropBox
+from attnserve.render import JET, LARGEST_PANEL, Panel, figure, normalise, overlay, resize_map
+
+RAMP = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
+WHOLE = CropBox(0.0, 0.0, 28.0, 28.0)
+
+
+@pytest.mark.parametrize(
+    ("level", "rgb"),
+    [
+        (0, (0, 0, 128)),
+        (32, (0, 0, 255)),
+        (96, (2, 255, 254)),
+        (128, (130, 255, 126)),
+        (160, (255, 252, 0)),
+        (224, (252, 0, 0)),
+        (255, (128, 0, 0)),
+    ],
+)
+def test_jet_is_opencvs_to_within_a_grey_level(level: int, rgb: tuple[int, int, int]) -> None:
+    assert np.abs(JET[level].astype(int) - rgb).max() <= 1
+
+
+def test_a_normalised_map_goes_from_zero_to_one() -> None:
+    np.testing.assert_allclose(normalise(2 * RAMP - 5), [[0, 1 / 3], [2 / 3, 1]], atol=1e-6)
+
+
+def test_a_map_without_contrast_is_all_zero() -> None:
+    assert not normalise(np.full((2, 2), 0.7, np.float32)).any()
+
+
+def test_a_constant_map_stays_constant_when_resized() -> None:
+    assert (resize_map(np.full((3, 5), 0.7, np.float32), 17, 31) == np.float32(0.7)).all()
+
+
+def test_a_map_is_resized_between_pixel_centres() -> None:
+    np.testing.assert_allclose(resize_map(np.array([[0.0, 4.0]], np.float32), 1, 4), [[0.0, 1.0, 3.0, 4.0]])
+    np.testing.assert_allclose(resize_map(np.array([[0.0], [4.0]], np.float32), 4, 1), [[0.0], [1.0], [3.0], [4.0]])
+
+
+def test_an_overlay_leaves_every_pixel_outside_its_box_untouched() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    painted = np.array(overlay(photo, RAMP, CropBox(5.0, 4.0, 25.0, 16.0)))
+    changed = (painted != np.array(photo)).any(axis=-1)
+    assert not changed[:4].any()
+    assert not changed[16:].any()
+    assert not changed[:, :5].any()
+    assert not changed[:, 25:].any()
+    assert changed[4:16, 5:25].mean() > 0.9
+
+
+def test_a_map_is_spread_over_exactly_its_box() -> None:
+    heat = np.array(
+        overlay(Image.new("RGB", (40, 20)), np.array([[0.0, 1.0]], np.float32), CropBox(10, 0, 30, 20), 1.0)
+    )
+    assert heat[10, [10, 14, 25, 29]].tolist() == [[0, 0, 128], [0, 0, 128], [128, 0, 0], [128, 0, 0]]
+    heat = np.array(
+        overlay(Image.new("RGB", (20, 40)), np.array([[0.0], [1.0]], np.float32), CropBox(0, 10, 20, 30), 1.0)
+    )
+    assert heat[[10, 14, 25, 29], 10].tolist() == [[0, 0, 128], [0, 0, 128], [128, 0, 0], [128, 0, 0]]
+
+
+def test_a_pixel_belongs_to_a_fractional_box_by_its_centre() -> None:
+    painted = np.array(overlay(Image.new("RGB", (4, 1)), np.ones((1, 1), np.float32), CropBox(0.6, 0.0, 2.6, 1.0)))
+    assert painted.any(axis=-1).tolist() == [[False, True, True, False]]
+
+
+def test_an_overlay_mixes_photo_and_colour_by_alpha() -> None:
+    photo = Image.new("RGB", (2, 2), (200, 100, 50))
+    box = CropBox(0.0, 0.0, 2.0, 2.0)
+    assert np.array(overlay(photo, RAMP, box, alpha=0.0)).tolist() == np.array(photo).tolist()
+    painted = np.array(overlay(photo, RAMP, box, alpha=1.0))
+    assert painted[0, 0].tolist() == [0, 0, 128]
+    half = np.array(overlay(photo, RAMP, box))
+    assert half[0, 0].tolist() == [100, 50, 89]
+
+
+def test_a_grey_photo_is_painted_in_colour() -> None:
+    assert overlay(Image.new("L", (28, 28)), RAMP, WHOLE).mode == "RGB"
+
+
+def test_a_tiny_photo_is_enlarged_with_its_pixels_kept() -> None:
+    pixels = np.arange(784, dtype=np.uint32).astype(np.uint8).reshape(28, 28)
+    sheet = np.array(figure(Image.fromarray(pixels), "tiny.png", [Panel("site", RAMP, WHOLE)]))
+    enlarged = np.repeat(np.repeat(pixels, 10, axis=0), 10, axis=1)  # 280 is the first multiple above 256
+    top = next(row for row in range(sheet.shape[0] - 280) if (sheet[row : row + 280, 28:308, 0] == enlarged).all())
+    assert (sheet[top : top + 280, 28:308] == enlarged[..., None]).all()
+
+
+@pytest.mark.parametrize(("sites", "columns", "rows"), [(1, 2, 1), (3, 4, 1), (4, 3, 2), (8, 3, 3), (16, 5, 4)])
+def test_a_figure_wraps_its_panels_into_rows(sites: int, columns: int, rows: int) -> None:
+    photo = Image.new("RGB", (300, 200), "black")
+    alone = figure(photo, "a.png", [])
+    sheet = figure(photo, "a.png", [Panel(f"site{index}", RAMP, CropBox(0, 0, 300, 200)) for index in range(sites)])
+    assert sheet.width == alone.width + (columns - 1) * (300 + 6 * 15)
+    assert sheet.height == alone.height + (rows - 1) * (200 + 3 * 15)
+
+
+def test_a_figure_grows_with_its_title_and_never_beyond_its_width() -> None:
+    photo = Image.new("RGB", (300, 200), "black")
+    short, long = figure(photo, "a.png\ncat 99%", []), figure(photo, "a.png\n" + "cat 99%  ·  " * 30, [])
+    assert long.width == short.width
+    assert long.height > short.height
+
+
+def test_a_huge_photo_is_reduced() -> None:
+    sheet = figure(Image.new("RGB", (6000, 3000)), "huge.jpg", [])
+    assert LARGEST_PANEL <= sheet.width < 1.3 * LARGEST_PANEL
+    assert sheet.height < LARGEST_PANEL
+
+
+def test_the_part_that_the_model_saw_is_outlined_only_where_it_is_a_part() -> None:
+    photo = Image.new("RGB", (300, 200), "black")
+    part = np.array(figure(photo, "a.png", [Panel("site", RAMP, CropBox(50, 0, 250, 200))]))
+    whole = np.array(figure(photo, "a.png", [Panel("site", RAMP, CropBox(0, 0, 300, 200))]))
+    tops = [int(np.flatnonzero((sheet[:, 40] == 0).all(axis=-1))[0]) for sheet in (part, whole)]
+    first_tiles = [sheet[top : top + 200, 30:330] for sheet, top in zip((part, whole), tops, strict=True)]
+    assert first_tiles[0].any()
+    assert not first_tiles[1].any()
