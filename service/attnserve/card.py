@@ -123,9 +123,19 @@ class Card:
             raw["labels"] = tuple(raw["labels"])
             raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
             raw["evaluation"] = tuple(raw.get("evaluation", ()))
-            return cls(**raw)
+            card = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"card: {error}") from error
+        _check_files(card.files)
+        return card
+
+
+def _check_files(files: object) -> None:
+    """A table by relative paths that a file system can take; whether the digests are right is for the reader to see."""
+    if not isinstance(files, dict):
+        raise ConfigError("card: files must map paths to SHA-256 digests")
+    if any("\0" in name for name in files):
+        raise ConfigError("card: files holds a name with a zero byte")
 
 
 def sha256_of(path: Path) -> str:

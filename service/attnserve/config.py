@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class ServeConfig:
             choices = option.metadata["choices"]
             if choices and value not in choices:
                 raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
-            if isinstance(value, int | float) and value < 0:
+            if isinstance(value, int | float) and not value >= 0:  # so that NaN is refused too
                 raise ConfigError(f"{option.name} must not be negative, got {value}")
         for name in ("max_request_bytes", "max_image_bytes", "max_image_pixels", "max_images_per_request",
                      "max_pending_images", "max_pending_bytes", "default_timeout_s"):  # fmt: skip
@@ -70,10 +71,10 @@ class ServeConfig:
 
 def split_address(field_name: str, address: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT`; brackets around an IPv6 host are kept off. Raises `ConfigError`."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})", address)
+    if not match or int(match[3]) > 65535:
         raise ConfigError(f"{field_name} must be HOST:PORT, got {address!r}")
-    return host.strip("[]"), int(port)
+    return match[1] or match[2], int(match[3])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +112,7 @@ def load(args: argparse.Namespace, environ: Mapping[str, str]) -> ServeConfig:
 def _from_file(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"config file {path}: {error}") from error
     options = {option.name: option for option in dataclasses.fields(ServeConfig)}
     for name, value in values.items():

@@ -6,6 +6,8 @@ Pure functions; any thread may call them. Refuses what it does not know with `In
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from attnserve.card import Preprocessing
 from attnserve.errors import InvalidArgument
 from attnserve.preprocess import CropBox, crop_box, view
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -43,9 +47,15 @@ class Picture:
     box: CropBox
 
 
-def load_codecs() -> None:
-    """Import Pillow's decoders now, which the first picture would otherwise wait for."""
+def prepare() -> None:
+    """Set Pillow up for a process that decodes what strangers send; called once, at start.
+
+    Imports its decoders, which the first picture would wait for; lifts its own limit on pixels, for ours is checked
+    before any pixel is decoded; and silences its warnings about odd files.
+    """
     Image.init()
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def picture_from_bytes(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Picture:
@@ -58,30 +68,16 @@ def picture_from_bytes(data: bytes, preprocessing: Preprocessing, limits: Decode
         raise InvalidArgument("the picture is empty")
     if len(data) > limits.max_bytes:
         raise InvalidArgument(f"the picture has {len(data)} bytes; at most {limits.max_bytes} are accepted")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.height, image.width, limits)
-            return _picture(_upright_rgb(image), preprocessing)
-    except UnidentifiedImageError:
-        raise InvalidArgument("the picture is not a JPEG, PNG or WebP file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidArgument(f"the picture has more pixels than the {limits.max_pixels} accepted") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-    ):  # what Pillow raises for broken files
-        raise InvalidArgument("the picture is broken or cut short") from None
+    image = _opened(data, limits)
+    return _picture(image, preprocessing)
 
 
 def picture_from_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing, limits: DecodeLimits) -> Picture:
-    """Cut the model's view out of raw pixels (H, W, 3) or (H, W, 1) uint8; no copy where they already are the view."""
+    """Cut the model's view out of raw pixels (H, W, 3) or (H, W, 1) uint8; no copy where they already are it."""
     height, width, channels = pixels.shape
     _check_pixels(height, width, limits)
-    if channels == 3 and is_view(height, width, preprocessing):
+    if is_view(height, width, preprocessing):
+        pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels
         return Picture(pixels, height, width, CropBox(0.0, 0.0, float(width), float(height)))
     image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     return _picture(image.convert("RGB"), preprocessing)
@@ -97,13 +93,40 @@ def _check_pixels(height: int, width: int, limits: DecodeLimits) -> None:
         raise InvalidArgument(f"the picture is {height} x {width}; at most {limits.max_pixels} pixels are accepted")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert() would clip to white
-        high = np.clip(np.asarray(upright, dtype=np.int64), 0, 65535) >> 8
-        upright = Image.fromarray(high.astype(np.uint8))
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+def _opened(data: bytes, limits: DecodeLimits) -> Image.Image:
+    """The upright RGB picture. Whatever Pillow raises on the way is the file's fault: it has no one class for that."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image.height, image.width, limits)
+            image.load()
+            return _rgb(_upright(image))
+    except InvalidArgument:
+        raise
+    except UnidentifiedImageError:
+        raise InvalidArgument("the picture is not a JPEG, PNG or WebP file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidArgument(f"the picture has more pixels than the {limits.max_pixels} accepted") from None
+    except Exception as error:
+        log.debug("a picture could not be decoded: %r", error)
+        raise InvalidArgument("the picture is broken or cut short") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as EXIF says it should be shown; as it is stored where the EXIF block itself is broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # like the decoders, the parser has no one class for its failures
+        log.debug("an EXIF block could not be read: %r", error)
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert() would clip to white
+        high = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
+        image = Image.fromarray(high.astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _picture(image: Image.Image, preprocessing: Preprocessing) -> Picture:

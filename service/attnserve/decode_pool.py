@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attnserve.card import Preprocessing
 from attnserve.contract import Call
-from attnserve.decode import DecodeLimits, Picture, load_codecs, picture_from_bytes, picture_from_pixels
+from attnserve.decode import DecodeLimits, Picture, is_view, picture_from_bytes, picture_from_pixels
 from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded, Internal
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ class DecodePool:
     """
 
     def __init__(self, threads: int, limits: DecodeLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        load_codecs()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._limits = limits
         self._clock = clock
@@ -45,7 +44,7 @@ class DecodePool:
         """The pictures, where all are raw pixels that already are views, so that no thread is needed; else None."""
         pictures: list[Picture] = []
         for source in sources:
-            if isinstance(source, bytes) or source.shape != (preprocessing.height, preprocessing.width, 3):
+            if isinstance(source, bytes) or not is_view(source.shape[0], source.shape[1], preprocessing):
                 return None
             pictures.append(picture_from_pixels(source, preprocessing, self._limits))
         return pictures

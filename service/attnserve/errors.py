@@ -14,10 +14,12 @@ class AttnserveError(Exception):
 
     Attributes:
         status: Name of the canonical gRPC status code.
+        drop_reason: Label under which images that were not run for this are counted, or None.
         retry_after_s: Seconds after which trying again makes sense, or None when it does not.
     """
 
     status: ClassVar[str] = "INTERNAL"
+    drop_reason: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -40,18 +42,21 @@ class Overloaded(AttnserveError):
     """The queue is full; `retry_after_s` says when to come back."""
 
     status = "RESOURCE_EXHAUSTED"
+    drop_reason = "overloaded"
 
 
 class DeadlineExceeded(AttnserveError):
     """The deadline passed before the request ran."""
 
     status = "DEADLINE_EXCEEDED"
+    drop_reason = "expired"
 
 
 class Cancelled(AttnserveError):
     """The caller went away before the request ran."""
 
     status = "CANCELLED"
+    drop_reason = "cancelled"
 
 
 class Unavailable(AttnserveError):

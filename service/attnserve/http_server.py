@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -30,7 +31,7 @@ class HttpServer:
             pages = _Pages(registry, ready)
 
         try:
-            self._server = _Listener((host, port), Handler)
+            self._server = (_Ipv6Listener if ":" in host else _Listener)((host, port), Handler)
         except OSError as error:
             raise ConfigError(f"cannot listen for HTTP on {host}:{port}: {error}") from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
@@ -55,6 +56,12 @@ class _Listener(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A scraper that hangs up is no news."""
         log.debug("connection of %s failed", client_address, exc_info=True)
+
+
+class _Ipv6Listener(_Listener):
+    """The same on an IPv6 address."""
+
+    address_family = socket.AF_INET6
 
 
 class _Pages:

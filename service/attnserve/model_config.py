@@ -29,17 +29,8 @@ def read(folder: Path) -> tuple[pb.ModelConfig, list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    config = pb.ModelConfig()
-    ignored: list[str] = []
-    try:
-        text_format.Parse(text, config)
-    except text_format.ParseError as error:
-        config.Clear()
-        try:
-            text_format.Parse(text, config, allow_unknown_field=True)
-        except text_format.ParseError as fatal:
-            raise ConfigError(f"{path}: {fatal}") from fatal
-        ignored += [f"{name} is not honoured" for name in _unknown_fields(text)] or [str(error)]
+    config, unknown = _parsed(text, path)
+    ignored = [f"{name} is not honoured" for name in unknown]
     config.name = config.name or folder.name
     _check(config, folder, path)
     return config, ignored + _unhonoured(config)
@@ -48,8 +39,9 @@ def read(folder: Path) -> tuple[pb.ModelConfig, list[str]]:
 def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
     if config.name != folder.name:
         raise ConfigError(f"{path}: name {config.name!r} is not the folder's, {folder.name!r}")
-    if config.backend not in ("", "onnxruntime") or config.platform not in ("", "onnxruntime_onnx"):
-        raise ConfigError(f'{path}: only backend "onnxruntime" is served, not {config.backend or config.platform!r}')
+    for given, served in ((config.backend, "onnxruntime"), (config.platform, "onnxruntime_onnx")):
+        if given not in ("", served):
+            raise ConfigError(f'{path}: only backend "onnxruntime" is served, not {given!r}')
     if config.max_batch_size < 1:
         raise ConfigError(f"{path}: max_batch_size must be positive, got {config.max_batch_size}")
     if [(tensor.name, tensor.data_type) for tensor in config.input] != [("images", pb.TYPE_UINT8)]:
@@ -57,6 +49,8 @@ def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
     dims = list(config.input[0].dims)
     if len(dims) != 3 or dims[2] != 3:
         raise ConfigError(f'{path}: input "images" must have dims [ height, width, 3 ], got {dims}')
+    if config.input[0].format == pb.ModelInput.FORMAT_NCHW:
+        raise ConfigError(f'{path}: input "images" must have format FORMAT_NHWC (or none), got FORMAT_NCHW')
     if [(tensor.name, tensor.data_type) for tensor in config.output[:1]] != [("probabilities", pb.TYPE_FP32)]:
         raise ConfigError(f'{path}: the first output must be "probabilities" TYPE_FP32')
     if any(group.count < 0 for group in config.instance_group):
@@ -76,16 +70,53 @@ def _unhonoured(config: pb.ModelConfig) -> list[str]:
     return ignored
 
 
-def _unknown_fields(text: str) -> list[str]:
-    """Top-level field names that our ModelConfig lacks, in order of appearance."""
-    known = {field.name for field in pb.ModelConfig.DESCRIPTOR.fields}
-    names: list[str] = []
+def _parsed(text: str, path: Path) -> tuple[pb.ModelConfig, list[str]]:
+    """The message, and the names of fields that our ModelConfig lacks, at any depth, each once.
+
+    protobuf can skip unknown fields but neither names them all nor accepts every form of them, so they are cut out
+    here one by one, where its error says that they stand.
+    """
+    unknown: list[str] = []
+    while True:
+        try:
+            return text_format.Parse(text, pb.ModelConfig()), unknown
+        except text_format.ParseError as error:
+            found = re.match(r'(\d+):(\d+) : Message type "\S+" has no field named "(\w+)"', str(error))
+            if not found:
+                raise ConfigError(f"{path}: {error}") from error
+            if found[3] not in unknown:
+                unknown.append(found[3])
+            without = _without_field(text, int(found[1]), int(found[2]), found[3])
+            if without is None:
+                raise ConfigError(f"{path}: {error}, and it does not end") from error
+            text = without
+
+
+_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*|\s+|[{}\[\]<>:,;]|[^\s{}\[\]<>:,;#"\']+|.')
+
+
+def _without_field(text: str, line: int, column: int, name: str) -> str | None:
+    """The text with the field of that name blanked out; None where a bracket that it opens is never closed.
+
+    Line and column (from 1) lie at or after the name's start.
+    """
+    position = sum(len(row) for row in text.splitlines(keepends=True)[: line - 1]) + column - 1
+    start = text.rindex(name, 0, position + len(name))
     depth = 0
-    for token in re.findall(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|#.*|[{}\[\]<>]|[A-Za-z_]\w*(?=\s*[:{<\[])', text):
-        if token in "{[<":
+    end = start + len(name)
+    while end < len(text):
+        token = _TOKEN.match(text, end)
+        assert token is not None  # the last alternative takes any character
+        end = token.end()
+        if token[0] in ("{", "[", "<"):
             depth += 1
-        elif token in "}]>":
+        elif token[0] in ("}", "]", ">"):
             depth -= 1
-        elif depth == 0 and token[0] not in "\"'#" and token not in known and token not in names:
-            names.append(token)
-    return names
+        elif token[0].isspace() or token[0][0] == "#" or token[0] == ":" or depth:
+            continue
+        if depth <= 0:
+            break
+    if depth > 0:
+        return None
+    blank = re.sub(r"[^\n]", " ", text[start:end])  # keeps later lines and columns where they were
+    return text[:start] + blank + text[end:]

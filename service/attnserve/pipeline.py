@@ -61,6 +61,8 @@ class Pipeline:
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
             call.timings.decode_s = self._clock() - decoding_since
             if error is not None:
+                if error.drop_reason:
+                    self._listener.dropped(model.key, error.drop_reason, len(sources))
                 call.fail(error)
                 return
             images = [picture.pixels for picture in pictures]

@@ -25,4 +25,5 @@ def combined_bam(channel: Float32, spatial: Float32, combine: str) -> Float32:
     """
     c = channel[:, np.newaxis, np.newaxis]  # (C, 1, 1)
     logits = c + spatial if combine == "add" else c * spatial  # (C, H, W)
-    return np.asarray((1.0 / (1.0 + np.exp(-logits))).mean(axis=0), dtype=np.float32)
+    attention = 0.5 * (1.0 + np.tanh(0.5 * logits))  # the sigmoid, in a form that cannot overflow
+    return np.asarray(attention.mean(axis=0), dtype=np.float32)

@@ -1,8 +1,6 @@
 """From picture to the model's view: (H, W, 3) uint8, exactly as the card's preprocessing says.
 
 Pure functions over Pillow images and numpy arrays; knows nothing of requests, queues or models.
-Only the part that the crop shows is resized (`Image.resize(box=...)`), which differs from resizing everything first
-by at most one grey level.
 """
 
 from __future__ import annotations
@@ -39,13 +37,7 @@ def crop_box(height: int, width: int, preprocessing: Preprocessing) -> CropBox:
     """
     if preprocessing.resize is None:
         return CropBox(0.0, 0.0, float(width), float(height))
-    short = preprocessing.resize
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
-    else:
-        new_width, new_height = int(short * width / height), short
-    top = round((new_height - preprocessing.height) / 2)
-    left = round((new_width - preprocessing.width) / 2)
+    (new_height, new_width), (top, left) = _resize_and_crop(height, width, preprocessing)
     x, y = width / new_width, height / new_height
     right = min((left + preprocessing.width) * x, float(width))  # min: rounding may step over the edge
     bottom = min((top + preprocessing.height) * y, float(height))
@@ -55,10 +47,32 @@ def crop_box(height: int, width: int, preprocessing: Preprocessing) -> CropBox:
 def view(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The model's view of an RGB picture: (H, W, 3) uint8.
 
-    A picture that already has the view's size and needs no crop is returned without resampling.
+    A picture that already has the view's size and needs no crop is returned without resampling. With bilinear
+    interpolation only what the crop shows is resized, which differs from resizing everything first by one grey level
+    at most (by two for pictures of a few dozen pixels); the others differ by more, so there everything is resized.
     """
     size = (preprocessing.width, preprocessing.height)
-    box = crop_box(image.height, image.width, preprocessing)
-    if image.size != size or (box.left, box.top, box.right, box.bottom) != (0, 0, *size):
-        image = image.resize(size, _RESAMPLING[preprocessing.interpolation], (box.left, box.top, box.right, box.bottom))
-    return np.asarray(image, dtype=np.uint8)
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    if preprocessing.resize is None:
+        resized = image if image.size == size else image.resize(size, resampling)
+    elif preprocessing.interpolation == "bilinear":
+        box = crop_box(image.height, image.width, preprocessing)
+        edges = (box.left, box.top, box.right, box.bottom)
+        resized = image if (*image.size, 0, 0) == (*size, *edges[:2]) else image.resize(size, resampling, edges)
+    else:
+        (new_height, new_width), (top, left) = _resize_and_crop(image.height, image.width, preprocessing)
+        whole = image.resize((new_width, new_height), resampling)
+        resized = whole.crop((left, top, left + preprocessing.width, top + preprocessing.height))
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def _resize_and_crop(height: int, width: int, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) after resizing the shorter side, and (top, left) of the crop in it."""
+    short = preprocessing.resize or min(height, width)
+    new_height, new_width = (
+        (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+    )
+    return (new_height, new_width), (
+        round((new_height - preprocessing.height) / 2),
+        round((new_width - preprocessing.width) / 2),
+    )

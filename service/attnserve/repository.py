@@ -59,7 +59,7 @@ def chosen_versions(folder: Path, policy: pb.ModelVersionPolicy) -> list[str]:
     if choice == "all":
         chosen = found
     elif choice == "specific":
-        chosen = [str(version) for version in sorted(policy.specific.versions)]
+        chosen = [str(version) for version in sorted(set(policy.specific.versions))]
         missing = [version for version in chosen if version not in found]
         if missing:
             raise ConfigError(f"{folder}: version_policy asks for {', '.join(missing)}, which is not there")
@@ -107,7 +107,8 @@ def _verify_digests(folder: Path, card: Card) -> None:
 def _verify_labels(folder: Path, card: Card, config: pb.ModelConfig) -> None:
     path = folder / (config.output[0].label_filename or "labels.txt")
     try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        text = path.read_text(encoding="utf-8")  # not splitlines(): a label may hold what else counts as a line's end
+        labels = tuple(text.removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if labels != card.labels:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from attnserve.batch_queue import BatchQueue
 from attnserve.contract import Backend, Batch, Entry, Inbox, Listener, ModelKey, Outputs
-from attnserve.errors import Cancelled, Internal, Unavailable
+from attnserve.errors import Internal, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ class Scheduler:
         self._queue = queue
         self._listener = listener
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)  # for workers: rows are queued, or it is over
+        self._quiet = threading.Condition(self._lock)  # for drain: nothing is queued or running
         self._idle = 0
         self._running = 0  # batches in workers' hands
         self._closed = False
@@ -73,26 +75,27 @@ class Scheduler:
 
     def submit(self, entry: Entry) -> None:
         """Queue an entry; returns at once. Raises `Unavailable` after `close`, and then has not taken the entry."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Unavailable(f"model {self.model.name!r} version {self.model.version} is shutting down")
             self._queue.put(entry, self._clock())
-            self._changed.notify(min(entry.rows, len(self._workers)))
+            self._filled.notify(min(entry.rows, len(self._workers)))
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until nothing is queued or running; False where that took longer than `timeout_s`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._queue.rows and not self._running, timeout_s)
+        with self._lock:
+            return self._quiet.wait_for(self._is_quiet, timeout_s)
 
     def close(self) -> None:
         """Stop the workers after their present batch, and wait for that; what is queued fails with `Unavailable`."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left = [entry for entry in self._queue.clear() if entry.error is None]
             for entry in left:
                 entry.error = Unavailable("the server is shutting down")
             finished = [entry for entry in left if not entry.outstanding]
-            self._changed.notify_all()
+            self._filled.notify_all()
+            self._note_quiet()
         if left:
             self._listener.dropped(self.model, "shutdown", sum(entry.rows - entry.taken for entry in left))
         _deliver(finished)
@@ -101,25 +104,35 @@ class Scheduler:
 
     def _work(self, backend: Backend) -> None:
         while (taken := self._next_batch()) is not None:
-            batch, dropped = taken
-            self._report_drops(dropped)
-            _deliver([entry for entry in dropped if not entry.outstanding])
+            batch, dropped, finished = taken
+            for entry in dropped:
+                reason = entry.error.drop_reason if entry.error else None
+                self._listener.dropped(self.model, reason or "cancelled", entry.rows - entry.taken)
+            _deliver(finished)
             if batch.rows:
                 self._run(backend, batch)
 
-    def _next_batch(self) -> tuple[Batch, list[Entry]] | None:
-        """Wait for work; None once closed."""
-        with self._changed:
+    def _next_batch(self) -> tuple[Batch, list[Entry], list[Entry]] | None:
+        """Wait for a batch; with it what was dropped, and those of the dropped that are finished. None once closed."""
+        with self._lock:
             self._idle += 1
             try:
-                self._changed.wait_for(lambda: self._closed or self._queue.rows)
+                self._filled.wait_for(lambda: self._closed or self._queue.rows)
                 if self._closed:
                     return None
-                taken = self._queue.take(self._clock(), self._idle)
-                self._running += bool(taken[0].rows)
-                return taken
+                batch, dropped = self._queue.take(self._clock(), self._idle)
+                self._running += bool(batch.rows)
+                self._note_quiet()
+                return batch, dropped, [entry for entry in dropped if not entry.outstanding]
             finally:
                 self._idle -= 1
+
+    def _is_quiet(self) -> bool:
+        return not self._queue.rows and not self._running
+
+    def _note_quiet(self) -> None:
+        if self._is_quiet():
+            self._quiet.notify_all()
 
     def _run(self, backend: Backend, batch: Batch) -> None:
         started = self._clock()
@@ -131,22 +144,16 @@ class Scheduler:
         infer_s = self._clock() - started
         if outputs is not None:
             self._listener.batch_finished(self.model, batch.rows, infer_s)
-        with self._changed:
+        with self._lock:
             self._running -= 1
             self._note_pace(infer_s / batch.rows)
             done = _settle(batch, outputs, started, infer_s)
-            if not self._queue.rows and not self._running:
-                self._changed.notify_all()  # drain() may be waiting
+            self._note_quiet()
         _deliver(done)
 
     def _note_pace(self, seconds_per_image: float) -> None:
         last = self._seconds_per_image
         self._seconds_per_image = last + _SMOOTHING * (seconds_per_image - last) if last else seconds_per_image
-
-    def _report_drops(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            reason = "cancelled" if isinstance(entry.error, Cancelled) else "expired"
-            self._listener.dropped(self.model, reason, entry.rows - entry.taken)
 
 
 def _run_whole(backend: Backend, batch: Batch) -> Outputs:

@@ -14,7 +14,7 @@ from pathlib import Path
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, split_address
 from attnserve.cores import available_cores
-from attnserve.decode import DecodeLimits
+from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
@@ -90,6 +90,7 @@ class Server:
         return models
 
     def _decode_pool(self) -> DecodePool:
+        prepare()
         limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
         return DecodePool(self._config.decode_threads or available_cores(), limits)
 

@@ -52,14 +52,14 @@ def sites_of(options: pb.AttentionOptions, available: Sequence[Site]) -> list[Si
     if options.level == pb.ATTENTION_LEVEL_NONE:
         return []
     if options.level not in pb.AttentionLevel.values():
-        raise InvalidArgument(f"attention.level: unknown {options.level}")
+        raise InvalidArgument(f"attention.level: unknown {options.level}; choose {', '.join(pb.AttentionLevel.keys())}")
     if not options.sites:
         return list(available)
     by_name = {site.name: site for site in available}
     unknown = [name for name in options.sites if name not in by_name]
     if unknown:
         raise InvalidArgument(f"attention.sites: unknown {unknown[0]!r}; the model has {', '.join(by_name) or 'none'}")
-    return [by_name[name] for name in options.sites]
+    return [by_name[name] for name in dict.fromkeys(options.sites)]
 
 
 def outputs_for(sites: Sequence[Site], level: int) -> list[str]:

@@ -109,13 +109,17 @@ def outputs_of(request: pb.ModelInferRequest, available: Collection[str]) -> lis
         if "shared_memory_region" in output.parameters:
             raise Unimplemented("shared memory outputs are not supported")
         wanted.append(WantedOutput(output.name, _classification_of(output)))
+    if len({output.name for output in wanted}) != len(wanted):
+        raise InvalidArgument("outputs: each may be asked for once")
     return wanted or [WantedOutput("probabilities")]
 
 
 def _classification_of(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
     if "classification" not in output.parameters:
         return 0
-    k = output.parameters["classification"].int64_param
+    k = _integer(output.parameters["classification"])
+    if k is None:
+        raise InvalidArgument(f"outputs: classification of {output.name!r} must be an integer")
     if k < 0:
         raise InvalidArgument(f"outputs: classification of {output.name!r} must be positive, got {k}")
     if k and output.name not in ("probabilities", "logits"):
@@ -130,13 +134,19 @@ def timeout_s_of(request: pb.ModelInferRequest) -> float | None:
             raise InvalidArgument(f"parameters: {name!r} is reserved")
     if "timeout" not in request.parameters:
         return None
-    parameter = request.parameters["timeout"]
-    if parameter.WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):
+    microseconds = _integer(request.parameters["timeout"])
+    if microseconds is None:
         raise InvalidArgument("parameters: timeout must be an integer of microseconds")
-    microseconds = parameter.int64_param or parameter.uint64_param
     if microseconds < 0:
         raise InvalidArgument(f"parameters: timeout must not be negative, got {microseconds}")
     return microseconds / 1e6 if microseconds else None
+
+
+def _integer(parameter: pb.InferParameter) -> int | None:
+    """The parameter's value where it is one of the two integer kinds."""
+    if parameter.WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):
+        return None
+    return parameter.int64_param or parameter.uint64_param
 
 
 def reply(

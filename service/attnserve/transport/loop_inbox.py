@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
 
 
 class LoopInbox:
@@ -25,4 +28,7 @@ class LoopInbox:
     def _run(self) -> None:
         self._woken = False  # before the first pop: a job that comes later wakes the loop again
         while self._jobs:
-            self._jobs.popleft()()
+            try:
+                self._jobs.popleft()()
+            except Exception:  # one request's bug must not hold up the answers behind it
+                log.exception("a posted job failed")
