@@ -6,7 +6,7 @@ Owns the exporter's settings and the cleaning; knows nothing of repositories or 
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -39,7 +39,7 @@ def to_onnx(servable: Servable, outputs: list[str], preprocessing: Preprocessing
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     _strip(model)
-    return cast(bytes, model.SerializeToString())
+    return model.SerializeToString()
 
 
 def _strip(message: Any) -> None:

@@ -1,0 +1,91 @@
+"""`attnserve train` and `attnserve export` as they are typed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnserve.card import Card
+from attnserve.errors import ConfigError
+from attnserve.export.checkpoint import Checkpoint
+
+SMALL = "--image-size 32 --widths 4,4,8,8 --reduction 2 --kernel 3 --epochs 2 --batch-size 8 --threads 1"
+
+
+def attnserve(command: str, *words: str) -> int:
+    module = importlib.import_module(f"attnserve.commands.{command}")
+    parser = argparse.ArgumentParser()
+    module.configure(parser)
+    code: int = module.run(parser.parse_args(words))
+    return code
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`photos/<class>/IMG_<number>.png` in the current folder: twelve people, two classes, numbered in turn."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for number in range(120):
+        label = "left" if number % 2 else "right"
+        pixels = random.integers(0, 100, (40, 40, 3), dtype=np.uint8)
+        pixels[:, : 20 if number % 2 else None :] += 90
+        Path("photos", label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(Path("photos", label, f"IMG_{number}.png"))
+    return Path("photos")
+
+
+def test_from_photos_to_a_model_repository_entry(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = "--output runs/hands.pt --image-size 32 --licence CC0 --split number"
+    assert attnserve("train", str(photos.resolve()), *train.split(), *SMALL.split()) == 0
+    export = "runs/hands.pt --model-repository models --name hands --images photos --evaluate photos"
+    assert attnserve("export", *export.split()) == 0
+    card = Card.from_json(Path("models/hands/1/model.json").read_text(encoding="utf-8"))
+    assert card.training["command"].startswith(f"attnserve train photos {train} --widths 4,4,8,8 ")
+    assert card.training["export_command"] == f"attnserve export {export}"
+    assert (card.training["licence"], card.training["epochs"]) == ("CC0", 2)
+    assert card.training["split"] == {"kind": "number", "test": 0.2, "validation": 0.0, "guard": 20}
+    (measured,) = card.evaluation
+    assert (measured["dataset"], measured["split"], measured["images"]) == ("photos", "test", 24)
+    assert measured["measured_with"].startswith("onnxruntime")
+    (by_torch,) = Checkpoint.load(Path("runs/hands.pt")).evaluation
+    assert by_torch["accuracy"] == measured["accuracy"]
+    assert str(Path.cwd()) not in Path("models/hands/1/model.json").read_text(encoding="utf-8")
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_resume_goes_on_with_the_same_command_only(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = [str(photos), "--output", "net.pt", *SMALL.split()]
+    assert attnserve("train", *train, "--max-minutes", "0") == 0
+    assert "--resume" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="was started by"):
+        attnserve("train", *train, "--resume", "--seed", "5", "--max-minutes", "0")
+    assert attnserve("train", *train, "--resume") == 0
+    assert Checkpoint.load(Path("net.pt")).training["epochs"] == 2
+    with pytest.raises(ConfigError, match="finished"):
+        attnserve("train", *train, "--resume")
+
+
+def test_the_flags_are_declared_without_torch() -> None:
+    declare = "import argparse, sys; from attnserve.commands import export, train"
+    use = "[command.configure(argparse.ArgumentParser()) for command in (export, train)]"
+    heavy = "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", f"{declare}; {use}; {heavy}"], check=False).returncode == 0
+
+
+def test_labels_and_view_can_be_changed_at_export(photos: Path) -> None:
+    assert attnserve("train", str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1") == 0
+    Path("labels.txt").write_text("links\nrechts\n")
+    options = ["net.pt", "--model-repository", "m", "--labels", "labels.txt"]
+    assert attnserve("export", *options, "--name", "a", "--image-size", "48") == 0
+    card = Card.from_json(Path("m/a/1/model.json").read_text())
+    assert (card.labels, card.preprocessing.height) == (("links", "rechts"), 48)
+    Path("labels.txt").write_text("links\n")
+    with pytest.raises(ConfigError, match="1 labels for 2 classes"):
+        attnserve("export", *options, "--name", "b")

@@ -1,0 +1,87 @@
+"""What is in the house stays within the bounds, and whoever is refused is told when to come back."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from attnserve.admission import Admission
+from attnserve.errors import Overloaded, Unavailable
+
+
+def test_a_request_alone_in_the_house_may_reach_both_limits():
+    admission = Admission(max_images=4, max_bytes=100)
+    admission.admit(4, 100, predicted_wait_s=0)
+    assert admission.images == 4
+
+
+@pytest.mark.parametrize(("images", "size_bytes"), [(5, 1), (1, 101), (5, 101)])
+def test_a_request_above_a_limit_is_refused_and_not_counted(images, size_bytes):
+    admission = Admission(max_images=4, max_bytes=100)
+    with pytest.raises(Overloaded):
+        admission.admit(images, size_bytes, predicted_wait_s=0)
+    assert admission.images == 0
+    admission.admit(4, 100, predicted_wait_s=0)
+
+
+@pytest.mark.parametrize(("images", "size_bytes"), [(2, 1), (1, 61)])
+def test_a_request_that_does_not_fit_beside_the_others_is_refused(images, size_bytes):
+    admission = Admission(max_images=4, max_bytes=100)
+    admission.admit(3, 40, predicted_wait_s=0)
+    with pytest.raises(Overloaded, match="as many pictures as it can hold"):
+        admission.admit(images, size_bytes, predicted_wait_s=0)
+    admission.admit(1, 60, predicted_wait_s=0)
+    assert admission.images == 4
+
+
+def test_an_answer_makes_room_for_the_same_request_again():
+    admission = Admission(max_images=4, max_bytes=100)
+    for _ in range(3):
+        admission.admit(4, 100, predicted_wait_s=0)
+        admission.release(4, 100)
+    assert admission.images == 0
+
+
+def test_once_closed_it_refuses_everything_and_still_lets_out_who_is_inside():
+    admission = Admission(max_images=4, max_bytes=100)
+    admission.admit(2, 10, predicted_wait_s=0)
+    admission.close()
+    with pytest.raises(Unavailable, match="shutting down"):
+        admission.admit(1, 1, predicted_wait_s=0)
+    assert admission.images == 2
+    admission.release(2, 10)
+    assert admission.images == 0
+
+
+@pytest.mark.parametrize(
+    ("predicted_wait_s", "retry_after_s"), [(0, 0.05), (0.01, 0.05), (0.7, 0.7), (5, 5), (600, 5), (float("inf"), 5)]
+)
+def test_retry_after_is_the_predicted_wait_within_bounds(predicted_wait_s, retry_after_s):
+    with pytest.raises(Overloaded) as caught:
+        Admission(max_images=1, max_bytes=1).admit(2, 1, predicted_wait_s)
+    assert caught.value.retry_after_s == retry_after_s
+
+
+def test_eight_threads_never_put_more_into_the_house_than_it_holds():
+    admission = Admission(max_images=10, max_bytes=1000)
+    most, refused = [], []
+
+    def come_and_go() -> None:
+        for _ in range(300):
+            try:
+                admission.admit(3, 100, predicted_wait_s=0)
+            except Overloaded:
+                refused.append(1)
+                continue
+            most.append(admission.images)
+            admission.release(3, 100)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(most) + len(refused) == 2400
+    assert max(most) <= 10
+    assert admission.images == 0

@@ -1,0 +1,140 @@
+"""Many pictures side by side; one outcome for each call, on its inbox."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnserve.card import Preprocessing
+from attnserve.decode import DecodeLimits
+from attnserve.decode_pool import DecodePool
+from attnserve.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument
+
+VIEW = Preprocessing(2, 3)
+
+
+def grey(value: int) -> bytes:
+    """A PNG file of one grey tone, 3 x 2 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pool(clock):
+    pool = DecodePool(2, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def decode(pool, mailbox):
+    """Submits pictures, opens the inbox and returns the one outcome: pictures and error."""
+
+    def run(sources, call):
+        outcomes = []
+        pool.submit(sources, VIEW, call, lambda pictures, error: outcomes.append((pictures, error)))
+        mailbox.open()
+        assert mailbox.posts == [1]
+        assert mailbox.is_empty()
+        (outcome,) = outcomes
+        return outcome
+
+    return run
+
+
+def test_pictures_keep_the_order_of_the_request(decode, ask):
+    pictures, error = decode([grey(value) for value in range(40)], ask().call)
+    assert error is None
+    assert [int(picture.pixels[0, 0, 0]) for picture in pictures] == list(range(40))
+
+
+def test_files_and_raw_pixels_may_be_mixed(decode, ask):
+    raw = np.full((2, 3, 3), 9, np.uint8)
+    pictures, error = decode([grey(7), raw, grey(8)], ask().call)
+    assert error is None
+    assert [int(picture.pixels[1, 2, 2]) for picture in pictures] == [7, 9, 8]
+
+
+def test_the_outcome_comes_on_the_thread_of_the_inbox(pool, ask, mailbox):
+    threads = []
+    pool.submit([grey(1)], VIEW, ask().call, lambda *_: threads.append(threading.current_thread()))
+    mailbox.open()
+    assert threads == [threading.current_thread()]
+
+
+def test_one_bad_picture_is_the_outcome_of_its_call_and_is_named(decode, ask):
+    pictures, error = decode([grey(1), grey(2), b"no picture", grey(3)], ask().call)
+    assert pictures == []
+    assert isinstance(error, InvalidArgument)
+    assert str(error) == "images[2]: the picture is not a JPEG, PNG or WebP file"
+
+
+def test_however_many_pictures_are_bad_there_is_one_outcome(decode, ask):
+    pictures, error = decode([b"no picture"] * 20, ask().call)
+    assert pictures == []
+    assert isinstance(error, InvalidArgument)
+
+
+def test_a_bad_picture_is_no_business_of_the_other_calls(pool, ask, new_mailbox):
+    outcomes = {}
+    inboxes = [new_mailbox() for _ in range(6)]
+    for number, inbox in enumerate(inboxes):
+        sources = [grey(number), b"no picture" if number % 2 else grey(number)]
+        pool.submit(
+            sources, VIEW, ask(inbox=inbox).call, lambda *outcome, number=number: outcomes.update({number: outcome})
+        )
+    for inbox in inboxes:
+        inbox.open()
+    assert [error is None for _, (_, error) in sorted(outcomes.items())] == [True, False] * 3
+
+
+def test_pictures_of_a_call_that_went_away_are_not_decoded(decode, ask):
+    call = ask().call
+    call.cancel()
+    pictures, error = decode([b"would be refused if anyone looked"], call)
+    assert pictures == []
+    assert isinstance(error, Cancelled)
+
+
+def test_pictures_of_a_call_whose_deadline_has_come_are_not_decoded(decode, ask, clock):
+    pictures, error = decode([b"would be refused if anyone looked"], ask(deadline=clock.now).call)
+    assert pictures == []
+    assert isinstance(error, DeadlineExceeded)
+
+
+def test_our_own_failure_is_internal_says_nothing_and_is_logged(decode, ask, caplog):
+    pictures, error = decode([np.zeros(5, np.uint8)], ask().call)  # no handler makes pixels of one dimension
+    assert pictures == []
+    assert isinstance(error, Internal)
+    assert str(error) == "decoding failed"
+    assert "unpack" in caplog.text
+
+
+def test_views_that_came_raw_need_no_thread(pool):
+    views = [np.full((2, 3, 3), 7, np.uint8), np.full((2, 3, 1), 8, np.uint8)]
+    colour, grey_ = pool.views_at_once(views, Preprocessing(2, 3, resize=4))
+    assert colour.pixels is views[0]
+    assert (grey_.pixels == 8).all()
+    assert grey_.pixels.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("other", [grey(1), np.zeros((3, 2, 3), np.uint8), np.zeros((2, 4, 3), np.uint8)])
+def test_where_one_picture_must_be_decoded_or_resized_all_go_to_the_threads(pool, other):
+    assert pool.views_at_once([np.zeros((2, 3, 3), np.uint8), other], VIEW) is None
+
+
+def test_close_finishes_what_was_submitted(ask, new_mailbox, clock):
+    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000), clock)
+    inboxes, outcomes = [new_mailbox() for _ in range(8)], []
+    for inbox in inboxes:
+        pool.submit([grey(1), grey(2)], VIEW, ask(inbox=inbox).call, lambda *outcome: outcomes.append(outcome))
+    pool.close()
+    for inbox in inboxes:
+        assert inbox.posts == [1]
+        inbox.open()
+    assert [error for _, error in outcomes] == [None] * 8

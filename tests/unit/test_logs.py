@@ -1,0 +1,98 @@
+"""One event is one line, readable by people or by machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from attnserve.logs import JsonFormatter, configure
+
+
+def record(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None):
+    error_info = (type(error), error, error.__traceback__) if error else None
+    made = logging.LogRecord("attnserve.x", level, __file__, 1, message, args, error_info)
+    made.created = 1_700_000_000.5
+    return made
+
+
+def test_an_event_is_one_json_object_on_one_line():
+    line = JsonFormatter().format(record("model %s failed:\n%d", "häß", 5))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "2023-11-14T22:13:20.500+00:00",
+        "level": "warning",
+        "logger": "attnserve.x",
+        "message": "model häß failed:\n5",
+    }
+
+
+def test_the_time_is_in_utc():
+    event = json.loads(JsonFormatter().format(record("x")))
+    assert datetime.fromisoformat(event["time"]) == datetime.fromtimestamp(1_700_000_000.5, UTC)
+
+
+def test_a_traceback_stays_on_the_line():
+    try:
+        raise RuntimeError("device lost")
+    except RuntimeError as error:
+        line = JsonFormatter().format(record("a batch failed", error=error))
+    assert "\n" not in line
+    event = json.loads(line)
+    assert event["message"] == "a batch failed"
+    assert event["traceback"].endswith("RuntimeError: device lost")
+
+
+@pytest.fixture
+def root():
+    """The root logger, without pytest's handlers during the test and as it was after it."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    logger.handlers.clear()
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(("level", "heard"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_what_is_less_severe_than_the_level_is_not_heard(capsys, level, heard):
+    configure(level, "text")
+    log = logging.getLogger("attnserve.test")
+    for severity in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        log.log(severity, "an event")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == heard
+
+
+@pytest.mark.usefixtures("root")
+def test_text_names_time_level_and_logger(capsys):
+    configure("info", "text")
+    logging.getLogger("attnserve.test").info("ready on %s", "0.0.0.0:8001")
+    line = capsys.readouterr().err
+    assert line.endswith(" INFO attnserve.test: ready on 0.0.0.0:8001\n")
+    assert line[:2] == "20"
+
+
+@pytest.mark.usefixtures("root")
+def test_json_is_one_object_per_line(capsys):
+    configure("info", "json")
+    for number in range(3):
+        logging.getLogger("attnserve.test").info("event %d", number)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["message"] for event in events] == ["event 0", "event 1", "event 2"]
+
+
+def test_configuring_again_replaces_and_does_not_double(root, capsys):
+    configure("info", "text")
+    configure("info", "json")
+    logging.getLogger("attnserve.test").warning("once")
+    assert len(root.handlers) == 1
+    assert root.handlers[0].stream is sys.stderr
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,247 @@
+"""The model repository on disk: which versions are served, and that their files are what the card says."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pytest
+from google.protobuf import text_format
+
+from attnserve.card import Preprocessing, sha256_of
+from attnserve.errors import ConfigError
+from attnserve.inference import model_config_pb2 as pb
+from attnserve.repository import chosen_versions, model_folders, read_version
+
+
+@pytest.fixture
+def config(config_text):
+    return text_format.Parse(config_text, pb.ModelConfig())
+
+
+def refusal(folder, config, version="1") -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_version(folder, version, config)
+    return str(caught.value)
+
+
+def test_a_version_is_read_with_its_card_and_labels(write_entry, config):
+    files = read_version(write_entry(), "1", config)
+    assert files.key == ("net", "1")
+    assert files.model_path.read_bytes() == b"not really ONNX"
+    assert files.labels == files.card.labels == ("cat", "dog")
+    assert files.config is config
+
+
+def test_models_are_found_by_name_and_hidden_folders_and_files_are_not(tmp_path):
+    for name in ("zebra", "ant", ".git"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.md").write_text("no model")
+    assert [folder.name for folder in model_folders(tmp_path)] == ["ant", "zebra"]
+
+
+def test_a_repository_without_models_or_none_at_all_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no model"):
+        model_folders(tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        model_folders(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        model_folders(tmp_path / "file")
+
+
+def policy(text: str) -> pb.ModelVersionPolicy:
+    return text_format.Parse(text, pb.ModelVersionPolicy())
+
+
+@pytest.fixture
+def versions(tmp_path):
+    """A model with these folders."""
+
+    def make(*names: str):
+        for name in names:
+            (tmp_path / name).mkdir()
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("", ["10"]),
+        ("latest { }", ["10"]),
+        ("latest { num_versions: 0 }", ["10"]),
+        ("latest { num_versions: 1 }", ["10"]),
+        ("latest { num_versions: 2 }", ["9", "10"]),
+        ("latest { num_versions: 99 }", ["1", "2", "9", "10"]),
+        ("all { }", ["1", "2", "9", "10"]),
+        ("specific { versions: [ 9, 2 ] }", ["2", "9"]),
+        ("specific { versions: 1 }", ["1"]),
+        ("specific { versions: [ 2, 2 ] }", ["2"]),
+    ],
+)
+def test_the_policy_chooses_versions_as_numbers_oldest_first(versions, text, chosen):
+    assert chosen_versions(versions("10", "9", "2", "1"), policy(text)) == chosen
+
+
+@pytest.mark.parametrize("text", ["specific { versions: [ 1, 3, 4 ] }", "specific { versions: [ 3, 1, 4 ] }"])
+def test_a_specific_version_that_is_missing_is_refused(versions, text):
+    with pytest.raises(ConfigError, match="version_policy asks for 3, 4, which is not there"):
+        chosen_versions(versions("1", "2"), policy(text))
+
+
+@pytest.mark.parametrize("text", ["", "all { }", "latest { num_versions: 2 }", "specific { }"])
+def test_a_model_without_a_version_is_refused(versions, text):
+    with pytest.raises(ConfigError, match="no version to serve"):
+        chosen_versions(versions("explain"), policy(text))
+
+
+@pytest.mark.parametrize("name", ["01", "1.5", "v2", "-2", "+2", "2 ", "٢", "²", "0x2", "1_0", "2e1"])
+def test_a_folder_that_is_no_plain_decimal_is_no_version(versions, name):
+    assert chosen_versions(versions("1", name), policy("all { }")) == ["1"]
+
+
+def test_a_file_is_no_version(versions):
+    folder = versions("1")
+    (folder / "2").write_text("")
+    assert chosen_versions(folder, policy("all { }")) == ["1"]
+
+
+def test_a_changed_model_is_refused(write_entry, config):
+    folder = write_entry()
+    (folder / "1" / "model.onnx").write_bytes(b"tampered with")
+    message = refusal(folder, config)
+    assert "model.onnx: SHA-256 is " in message
+    assert message.endswith(f"the card says {hashlib.sha256(b'not really ONNX').hexdigest()}")
+
+
+def test_every_file_of_the_card_is_checked_in_subfolders_too(write_entry, config):
+    folder = write_entry()
+    (folder / "1" / "explain").mkdir()
+    extra = folder / "1" / "explain" / "last.onnx"
+    extra.write_bytes(b"gradients")
+    digests = {"model.onnx": sha256_of(folder / "1" / "model.onnx"), "explain/last.onnx": sha256_of(extra)}
+    card = dataclasses.replace(read_version(folder, "1", config).card, files=digests)
+    (folder / "1" / "model.json").write_text(card.to_json())
+    assert read_version(folder, "1", config).card.files == digests
+    extra.write_bytes(b"other gradients")
+    assert "explain/last.onnx: SHA-256 is" in refusal(folder, config)
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64, "E3B0", None, 5])
+def test_a_digest_that_is_none_is_refused(write_entry, config, digest):
+    assert "SHA-256 is" in refusal(write_entry(files={"model.onnx": digest}), config)
+
+
+@pytest.mark.parametrize("files", [{}, {"labels.txt": "0" * 64}, {"Model.onnx": "0" * 64}])
+def test_a_card_that_names_no_digest_of_the_model_is_refused(write_entry, config, files):
+    assert refusal(write_entry(files=files), config).endswith("names no SHA-256 for model.onnx")
+
+
+@pytest.mark.parametrize("files", [["model.onnx"], []])
+def test_a_card_whose_files_are_no_table_is_refused(write_entry, config, files):
+    assert "files must map paths" in refusal(write_entry(files=files), config)
+
+
+@pytest.mark.parametrize("name", ["../labels.txt", "../../../../etc/passwd", "/etc/passwd", "x/../../labels.txt", ".."])
+def test_a_card_that_names_a_file_outside_its_folder_is_refused_before_the_file_is_read(write_entry, config, name):
+    folder = write_entry()
+    card = read_version(folder, "1", config).card
+    outside = dataclasses.replace(card, files={**card.files, name: "0" * 64})
+    (folder / "1" / "model.json").write_text(outside.to_json())
+    assert refusal(folder, config).endswith(f"file {name!r} lies outside the version's folder")
+
+
+def test_a_link_that_leads_outside_is_refused(write_entry, config, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not really ONNX")  # even one of the right digest
+    folder = write_entry()
+    (folder / "1" / "model.onnx").unlink()
+    (folder / "1" / "model.onnx").symlink_to(secret)
+    assert "file 'model.onnx' lies outside the version's folder" in refusal(folder, config)
+
+
+def test_a_link_within_the_version_is_followed(write_entry, config):
+    folder = write_entry()
+    (folder / "1" / "model.onnx").rename(folder / "1" / "blob")
+    (folder / "1" / "model.onnx").symlink_to("blob")
+    assert read_version(folder, "1", config).model_path.read_bytes() == b"not really ONNX"
+
+
+def test_a_version_that_is_itself_a_link_is_read(write_entry, config, tmp_path):
+    """As Kubernetes mounts volumes."""
+    folder = write_entry()
+    (folder / "1").rename(tmp_path / "..data")
+    (folder / "1").symlink_to(tmp_path / "..data")
+    assert chosen_versions(folder, policy("")) == ["1"]
+    assert read_version(folder, "1", config).key == ("net", "1")
+
+
+@pytest.mark.parametrize("name", ["1/model.json", "1/model.onnx", "labels.txt"])
+def test_a_missing_file_is_refused_by_its_name(write_entry, config, name):
+    folder = write_entry()
+    (folder / name).unlink()
+    assert f"net/{name}: " in refusal(folder, config)
+
+
+@pytest.mark.parametrize("name", ["1/model.json", "1/model.onnx", "labels.txt"])
+def test_a_folder_where_a_file_should_be_is_refused_by_its_name(write_entry, config, name):
+    folder = write_entry()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert f"net/{name}: " in refusal(folder, config)
+
+
+def test_a_card_with_a_name_that_no_file_can_have_is_refused(write_entry, config):
+    folder = write_entry()
+    card = read_version(folder, "1", config).card
+    impossible = dataclasses.replace(card, files={**card.files, "a\0b": "0" * 64})
+    (folder / "1" / "model.json").write_text(impossible.to_json())
+    assert "model.json" in refusal(folder, config)
+
+
+def test_a_broken_card_is_refused_by_its_name(write_entry, config):
+    folder = write_entry()
+    (folder / "1" / "model.json").write_text("{")
+    assert "net/1/model.json: card: " in refusal(folder, config)
+
+
+@pytest.mark.parametrize(
+    "labels", ["cat\n", "cat\ndog\neel\n", "dog\ncat\n", "cat\ndog\n\n", "", "Cat\ndog\n", "cat\ndog \n"]
+)
+def test_labels_that_differ_from_the_card_s_are_refused(write_entry, config, labels):
+    assert "differ from the card's 2" in refusal(write_entry(labels=labels), config)
+
+
+@pytest.mark.parametrize("labels", ["cat\ndog", "cat\ndog\n", "cat\r\ndog\r\n"])
+def test_labels_may_end_as_files_do(write_entry, config, labels):
+    folder = write_entry()
+    (folder / "labels.txt").write_bytes(labels.encode())
+    assert read_version(folder, "1", config).labels == ("cat", "dog")
+
+
+def test_a_label_may_hold_any_character_but_the_end_of_a_line(write_entry, config):
+    folder = write_entry()
+    card = read_version(folder, "1", config).card
+    (folder / "labels.txt").write_text("a\u2028b\nc\x0bd\x85e\n", encoding="utf-8")
+    odd = dataclasses.replace(card, labels=("a\u2028b", "c\x0bd\x85e"))
+    (folder / "1" / "model.json").write_text(odd.to_json(), encoding="utf-8")
+    assert read_version(folder, "1", config).labels == odd.labels
+
+
+def test_another_label_file_is_read_where_the_config_names_one(write_entry, config):
+    folder = write_entry()
+    (folder / "labels.txt").rename(folder / "names.txt")
+    config.output[0].label_filename = "names.txt"
+    assert read_version(folder, "1", config).labels == ("cat", "dog")
+
+
+def test_another_number_of_classes_in_the_config_is_refused(write_entry, config):
+    config.output[0].dims[:] = [3]
+    assert 'output "probabilities" has dims [3], labels 2' in refusal(write_entry(), config)
+
+
+def test_another_view_in_the_config_is_refused(write_entry, config):
+    message = refusal(write_entry(preprocessing=Preprocessing(3, 2)), config)
+    assert message.endswith("the card's view is not the 2 x 3 of config.pbtxt")
