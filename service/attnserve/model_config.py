@@ -92,7 +92,10 @@ def _parsed(text: str, path: Path) -> tuple[pb.ModelConfig, list[str]]:
             text = without
 
 
-_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*|\s+|[{}\[\]<>:,;]|[^\s{}\[\]<>:,;#"\']+|.')
+_STRING = r'(?:"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')'
+_SPACE = r"(?:\s|#[^\n]*\n)*"
+_TOKEN = re.compile(rf"{_STRING}|#[^\n]*|\s+|[{{}}\[\]<>:,;]|[^\s{{}}\[\]<>:,;#\"']+|.")
+_TAIL = re.compile(rf"(?:{_SPACE}{_STRING})*(?:{_SPACE}[,;])?")  # more pieces of a string, and a separator
 
 
 def _without_field(text: str, line: int, column: int, name: str) -> str | None:
@@ -100,23 +103,29 @@ def _without_field(text: str, line: int, column: int, name: str) -> str | None:
 
     Line and column (from 1) lie at or after the name's start.
     """
-    position = sum(len(row) for row in text.splitlines(keepends=True)[: line - 1]) + column - 1
+    lines = text.split("\n")
+    position = sum(len(row) + 1 for row in lines[: line - 1]) + column - 1
     start = text.rindex(name, 0, position + len(name))
+    end = _end_of_value(text, start + len(name))
+    if end is None:
+        return None
+    blank = re.sub(r"[^\n]", " ", text[start:end])  # keeps later lines and columns where they were
+    return text[:start] + blank + text[end:]
+
+
+def _end_of_value(text: str, position: int) -> int | None:
+    """Where the value that follows a field's name ends, its separator included; None where a bracket stays open."""
     depth = 0
-    end = start + len(name)
-    while end < len(text):
-        token = _TOKEN.match(text, end)
+    while position < len(text):
+        token = _TOKEN.match(text, position)
         assert token is not None  # the last alternative takes any character
-        end = token.end()
+        position = token.end()
         if token[0] in ("{", "[", "<"):
             depth += 1
         elif token[0] in ("}", "]", ">"):
             depth -= 1
-        elif token[0].isspace() or token[0][0] == "#" or token[0] == ":" or depth:
+        elif depth or token[0] == ":" or token[0].isspace() or token[0].startswith("#"):
             continue
         if depth <= 0:
-            break
-    if depth > 0:
-        return None
-    blank = re.sub(r"[^\n]", " ", text[start:end])  # keeps later lines and columns where they were
-    return text[:start] + blank + text[end:]
+            return _TAIL.match(text, position).end()  # type: ignore[union-attr]  # it matches nothing at least
+    return None if depth else position

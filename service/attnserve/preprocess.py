@@ -20,6 +20,9 @@ _RESAMPLING = {
 }
 
 
+_THIN = 16  # sides of a picture that is mostly outside its centre crop
+
+
 @dataclass(frozen=True)
 class CropBox:
     """The part of the upright original picture that the model sees, in its pixels (may be fractional)."""
@@ -49,13 +52,14 @@ def view(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
     A picture that already has the view's size and needs no crop is returned without resampling. With bilinear
     interpolation only what the crop shows is resized, which differs from resizing everything first by one grey level
-    at most (by two for pictures of a few dozen pixels); the others differ by more, so there everything is resized.
+    at most (by two for pictures of a few dozen pixels); the others differ by more, so there everything is resized,
+    but for pictures so long that this would cost many times their own size.
     """
     size = (preprocessing.width, preprocessing.height)
     resampling = _RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize is None:
         resized = image if image.size == size else image.resize(size, resampling)
-    elif preprocessing.interpolation == "bilinear":
+    elif preprocessing.interpolation == "bilinear" or _is_thin(image):
         box = crop_box(image.height, image.width, preprocessing)
         edges = (box.left, box.top, box.right, box.bottom)
         resized = image if (*image.size, 0, 0) == (*size, *edges[:2]) else image.resize(size, resampling, edges)
@@ -64,6 +68,10 @@ def view(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         whole = image.resize((new_width, new_height), resampling)
         resized = whole.crop((left, top, left + preprocessing.width, top + preprocessing.height))
     return np.asarray(resized, dtype=np.uint8)
+
+
+def _is_thin(image: Image.Image) -> bool:
+    return max(image.size) > _THIN * min(image.size)
 
 
 def _resize_and_crop(height: int, width: int, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:

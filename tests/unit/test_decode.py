@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -172,7 +175,11 @@ def palette_picture() -> Image.Image:
     ],
 )
 def test_a_palette_becomes_its_colours_whatever_their_transparency(options):
-    np.testing.assert_array_equal(decoded(encoded(palette_picture(), "PNG", **options)).pixels, UPRIGHT)
+    file = encoded(palette_picture(), "PNG", **options)
+    np.testing.assert_array_equal(decoded(file).pixels, UPRIGHT)
+    np.testing.assert_array_equal(
+        picture_from_bytes(file, VIEW, LIMITS).pixels, UPRIGHT
+    )  # not prepared: no noise either
 
 
 @pytest.mark.parametrize(("mode", "transparent"), [("L", 7), ("RGB", (7, 7, 7))])
@@ -194,6 +201,29 @@ def test_16_bit_grey_keeps_its_high_byte():
     picture = decoded(encoded(image, "PNG"))
     assert picture.pixels[:, :, 0].tolist() == [[0, 0, 1], [0x12, 0x80, 0xFF]]
     assert (picture.pixels == picture.pixels[:, :, :1]).all()
+
+
+def test_16_bit_grey_costs_no_more_memory_than_colour():
+    """48 million pixels, a file of 220 kB, within 1 GiB of address space; a few 64-bit copies would take more."""
+    code = """
+import io, resource
+import numpy as np
+from PIL import Image
+from attnserve.card import Preprocessing
+from attnserve.decode import DecodeLimits, picture_from_bytes
+buffer = io.BytesIO()
+Image.fromarray(np.full((6000, 8000), 0x1234, np.uint16)).save(buffer, "PNG", compress_level=1)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+picture = picture_from_bytes(buffer.getvalue(), Preprocessing(8, 8), DecodeLimits(1 << 20, 48_000_000))
+print(picture.pixels.mean())
+"""
+    environment = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # else its buffers alone are a gigabyte on a large machine
+    arguments = [sys.executable, "-c", code]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.stdout == "18.0\n", done.stderr
 
 
 def test_16_bit_colour_keeps_its_high_bytes():

@@ -168,6 +168,20 @@ def test_an_idle_worker_takes_work_at_once_though_the_others_are_busy(start_sche
         assert run.values == [value]
 
 
+def test_all_idle_workers_share_an_entry_of_many_rows(start_scheduler, new_entry, new_puppet):
+    puppets = [new_puppet() for _ in range(3)]
+    scheduler = start_scheduler(*puppets, max_batch_size=1)
+    scheduler.submit(new_entry(0, 0, 0))
+    runs = [puppet.next() for puppet in puppets]
+    for _ in range(20):
+        for run in runs:
+            run.finish()
+        assert scheduler.drain(PATIENCE_S)
+        scheduler.submit(new_entry(1, 2, 3))
+        runs = [puppet.next() for puppet in puppets]
+        assert sorted(run.values for run in runs) == [[1], [2], [3]]
+
+
 def test_a_failing_engine_fails_the_entries_of_its_batch_alone_and_is_used_again(
     start_scheduler, new_entry, puppet, mailbox, answered, ears, caplog
 ):
