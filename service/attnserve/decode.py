@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,11 +123,18 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert() would clip to white
-        high = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-        image = Image.fromarray(high.astype(np.uint8))
+        image = Image.fromarray(_high_byte(np.asarray(image)))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """16-bit grey as 8-bit, row by row, for a large picture's temporary copies are larger than itself."""
+    high = np.empty(grey.shape, np.uint8)
+    for row, values in enumerate(grey):
+        high[row] = np.clip(values, 0, 65535) >> 8
+    return high
 
 
 def _picture(image: Image.Image, preprocessing: Preprocessing) -> Picture:

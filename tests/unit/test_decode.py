@@ -204,7 +204,7 @@ def test_16_bit_grey_keeps_its_high_byte():
 
 
 def test_16_bit_grey_costs_no_more_memory_than_colour():
-    """48 million pixels, a file of 220 kB, within 1 GiB of address space; a few 64-bit copies would take more."""
+    """48 million pixels, a file of 430 kB, within 1 GiB of address space; a few 64-bit copies would take more."""
     code = """
 import io, resource
 import numpy as np
