@@ -34,6 +34,8 @@ class BatchQueue:
 
     def put(self, entry: Entry, now: float) -> None:
         """Append an entry; it belongs to the queue until `take` or `clear` returns its last row."""
+        if not entry.rows:
+            raise ValueError("an entry without images can never be answered. This is a bug.")
         entry.enqueued_at = now
         self._entries.append(entry)
         self._rows += entry.rows

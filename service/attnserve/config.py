@@ -77,6 +77,11 @@ def split_address(field_name: str, address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def joined_address(host: str, port: int) -> str:
+    """`HOST:PORT`, with brackets around an IPv6 host; what `split_address` takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag per field, and `--config FILE`."""
     parser.add_argument(

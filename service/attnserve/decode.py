@@ -101,7 +101,7 @@ def _opened(data: bytes, limits: DecodeLimits) -> Image.Image:
             _check_pixels(image.height, image.width, limits)
             image.load()
             return _rgb(_upright(image))
-    except InvalidArgument:
+    except (InvalidArgument, MemoryError):  # the size was within the limits: a shortage is ours
         raise
     except UnidentifiedImageError:
         raise InvalidArgument("the picture is not a JPEG, PNG or WebP file") from None

@@ -42,12 +42,12 @@ class DecodePool:
 
     def views_at_once(self, sources: Sequence[Source], preprocessing: Preprocessing) -> list[Picture] | None:
         """The pictures, where all are raw pixels that already are views, so that no thread is needed; else None."""
-        pictures: list[Picture] = []
+        pixels: list[NDArray[np.uint8]] = []
         for source in sources:
             if isinstance(source, bytes) or not is_view(source.shape[0], source.shape[1], preprocessing):
                 return None
-            pictures.append(picture_from_pixels(source, preprocessing, self._limits))
-        return pictures
+            pixels.append(source)
+        return [picture_from_pixels(source, preprocessing, self._limits) for source in pixels]
 
     def submit(
         self, sources: Sequence[Source], preprocessing: Preprocessing, call: Call, on_decoded: OnDecoded
@@ -101,7 +101,13 @@ class _Job:
             self._left -= 1
             last = self._left == 0
         if last:
+            self._post()
+
+    def _post(self) -> None:
+        try:
             self._call.inbox.post([self._report])
+        except Exception:  # the transport is gone, and the executor would keep this to itself
+            log.exception("an inbox refused a decoded request")
 
     def _check_worth_it(self) -> None:
         if self._error is not None or self._call.cancelled:

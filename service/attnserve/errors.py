@@ -63,6 +63,7 @@ class Unavailable(AttnserveError):
     """Starting or draining; another replica may answer."""
 
     status = "UNAVAILABLE"
+    drop_reason = "shutdown"
 
 
 class Unimplemented(AttnserveError):

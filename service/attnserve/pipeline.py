@@ -18,7 +18,7 @@ from attnserve.admission import Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
-from attnserve.errors import AttnserveError, Internal, Overloaded
+from attnserve.errors import AttnserveError, Internal
 from attnserve.models import Model
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Pipeline:
         call: Call,
         finish: Callable[[list[Picture], Outputs], object],
     ) -> None:
-        """Decode pictures, run them, and reply with `finish(pictures, result)`. Raises `Overloaded`."""
+        """Decode pictures, run them, and reply with `finish(pictures, result)`. Raises `Overloaded` or `Unavailable`."""
         self._admit(model, len(sources), sum(map(_size_bytes, sources)), call)
         decoding_since = self._clock()
         preprocessing = model.files.card.preprocessing
@@ -61,8 +61,7 @@ class Pipeline:
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
             call.timings.decode_s = self._clock() - decoding_since
             if error is not None:
-                if error.drop_reason:
-                    self._listener.dropped(model.key, error.drop_reason, len(sources))
+                self._count_drop(model, error, len(sources))
                 call.fail(error)
                 return
             images = [picture.pixels for picture in pictures]
@@ -78,7 +77,7 @@ class Pipeline:
     def run_images(
         self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
     ) -> None:
-        """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises `Overloaded`."""
+        """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises `Overloaded` or `Unavailable`."""
         self._admit(model, len(images), images.nbytes, call)
         self._queue(model, images, outputs, call, finish)
 
@@ -89,8 +88,8 @@ class Pipeline:
             call.deadline = call.started_at + self._default_timeout_s
         try:
             self._admission.admit(images, size_bytes, model.scheduler.predicted_wait_s)
-        except Overloaded:
-            self._listener.dropped(model.key, "overloaded", images)
+        except AttnserveError as error:
+            self._count_drop(model, error, images)
             raise
         call.at_end(partial(self._admission.release, images, size_bytes))
 
@@ -105,7 +104,15 @@ class Pipeline:
             on_finished=partial(guarded, call, partial(self._finished, call, finish)),
         )
         call.when_cancelled(partial(setattr, entry, "cancelled", True))
-        model.scheduler.submit(entry)
+        try:
+            model.scheduler.submit(entry)
+        except AttnserveError as error:
+            self._count_drop(model, error, len(images))
+            raise
+
+    def _count_drop(self, model: Model, error: AttnserveError, images: int) -> None:
+        if error.drop_reason:
+            self._listener.dropped(model.key, error.drop_reason, images)
 
     def _finished(self, call: Call, finish: Finish, entry: Entry) -> None:
         call.timings.queue_s = entry.timings.queue_s

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from attnserve.admission import Admission
-from attnserve.config import ServeConfig, split_address
+from attnserve.config import ServeConfig, joined_address, split_address
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
@@ -106,7 +106,7 @@ class Server:
         )
 
     def _methods(self, models: Models, pipeline: Pipeline) -> list[Method]:
-        most = self._config.max_images_per_request
+        most = min(self._config.max_images_per_request, self._config.max_pending_images)  # more could never be let in
         own = AttentionHandlers(models, pipeline, most)
         protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
         return [*own.methods(), *protocol.methods()]
@@ -118,7 +118,7 @@ class Server:
     def _announce(self, host: str, port: int, models: Models) -> None:
         """One line of JSON on stdout, for whoever started the server and wants its ports."""
         served: dict[str, str] = {model.key.name: model.key.version for model in models}
-        grpc_address, http_address = f"{host}:{port}", f"{self._http_host}:{self._http.port}"
+        grpc_address, http_address = joined_address(host, port), joined_address(self._http_host, self._http.port)
         log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)
         print(json.dumps({"event": "ready", "grpc": grpc_address, "http": http_address, "models": served}), flush=True)
 

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
 from attnserve.errors import AttnserveError, ConfigError, Unavailable
 from attnserve.handlers.table import Method
@@ -75,7 +76,7 @@ class GrpcioTransport:
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port bound. Raises `ConfigError` where the address cannot be had."""
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = joined_address(host, port)
         try:
             bound: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
