@@ -20,5 +20,5 @@ def test_the_demo_classifies_draws_measures_and_stops_cleanly():
     assert len(overlays) == 20
     for overlay in overlays:
         with Image.open(overlay) as picture:
-            assert min(picture.size) > 500
+            assert min(picture.size) > 400
             picture.verify()
