@@ -53,7 +53,7 @@ class Pipeline:
         call: Call,
         finish: Callable[[list[Picture], Outputs], object],
     ) -> None:
-        """Decode pictures, run them, and reply with `finish(pictures, result)`. Raises `Overloaded` or `Unavailable`."""
+        """Decode pictures, run them, reply with `finish(pictures, result)`. Raises `Overloaded` or `Unavailable`."""
         self._admit(model, len(sources), sum(map(_size_bytes, sources)), call)
         decoding_since = self._clock()
         preprocessing = model.files.card.preprocessing
