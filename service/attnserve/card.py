@@ -80,13 +80,18 @@ class Site:
 class Card:
     """What one model version is, where it came from, and how well it was seen to work.
 
-    `architecture`, `training`, `evaluation`, `parity` and `made_with` are records for people and for later exports;
-    serving reads only the typed fields.
+    `architecture`, `training`, `evaluation`, `parity`, `quantisation`, `calibration` and `made_with` are records for
+    people and for later exports; serving reads only the typed fields.
 
     Attributes:
         files: SHA-256 (hex) of every file of the version except the card itself, by path relative to its folder.
         evaluation: One entry per measurement: dataset, split, images, accuracy (0..1) and the command.
-        parity: Per output, the largest |torch - onnx| / max(1, max|torch|) seen by the export.
+        parity: Per output, the largest |torch - onnx| / max(1, max|torch|) seen by the export; at most 1e-5 for `fp32`,
+            whatever the narrower type costs otherwise.
+        precision: `fp32`, `fp16` or `int8`; inputs and outputs are the same for all.
+        quantisation: Not for fp32: accuracy beside the fp32 file's on the same pictures, share of equal answers.
+        calibration: Temperature of `probabilities` (softmax of logits / temperature), the pictures it was fitted on,
+            ECE and negative log-likelihood before and after; empty where the temperature is 1.
     """
 
     name: str
@@ -98,6 +103,8 @@ class Card:
     evaluation: tuple[dict[str, Any], ...] = ()
     parity: dict[str, float] = field(default_factory=dict)
     precision: str = "fp32"
+    quantisation: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     opset: int = 20
     made_with: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

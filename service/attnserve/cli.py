@@ -15,6 +15,7 @@ from attnserve.errors import AttnserveError, ConfigError
 
 COMMANDS = {
     "train": "train a ResNet with BAM or CBAM on a folder of pictures or Fashion-MNIST",
+    "inspect": "say what a checkpoint is: architecture, dialect, and what the file leaves open",
     "export": "turn a checkpoint into a model repository entry (ONNX, config, card)",
     "serve": "serve a model repository over gRPC",
     "classify": "classify pictures with a running server, and save what the network looked at",

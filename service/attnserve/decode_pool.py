@@ -58,8 +58,8 @@ class DecodePool:
             self._executor.submit(job.decode, index)
 
     def close(self) -> None:
-        """Finish what was submitted, then stop the threads. Blocks."""
-        self._executor.shutdown()
+        """Drop what has not begun; threads that still decode are left to end with the process. Does not block."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Job:

@@ -119,7 +119,10 @@ def load(files: VersionFiles, provider: str, workers: int, listener: Listener) -
     wanted = {pb.ModelInstanceGroup.KIND_CPU: "cpu", pb.ModelInstanceGroup.KIND_GPU: "cuda"}.get(group.kind, provider)
     backend = OnnxBackend(files.model_path, choose_provider(wanted), strict=wanted == "cuda")
     _check_outputs(files, backend)
-    backend.warm_up(warm_up_sizes(files.config.max_batch_size))
+    try:
+        backend.warm_up(warm_up_sizes(files.config.max_batch_size))
+    except Exception as error:  # onnxruntime has no one class for a graph that fails
+        raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
     count = group.count or workers or (available_cores() if backend.provider == CPU else 1)
     scheduler = Scheduler(files.key, [backend] * count, BatchQueue(files.config.max_batch_size), listener)
     load_s = time.monotonic() - started

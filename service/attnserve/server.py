@@ -156,5 +156,10 @@ def _stop_on_signals() -> asyncio.Event:
 def serve(config: ServeConfig) -> int:
     """Run a server until it is told to stop; returns the exit code. Raises `ConfigError` for what cannot be started."""
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(Server(config).run())
+        code = asyncio.run(Server(config).run())
+        if code:  # the drain ran out: a thread may be deep in one picture, and the interpreter would wait for it
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     return 130

@@ -147,12 +147,12 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it(exported: Exported) 
 
 
 def test_a_file_that_computes_something_else_is_refused_and_nothing_is_written(
-    tmp_path: Path, tiny: Checkpoint, once: Callable[..., bytes]
+    tmp_path: Path, tiny: Checkpoint
 ) -> None:
     def off_by_a_little(servable: Servable, outputs: list[str], preprocessing: Preprocessing) -> bytes:
         with torch.no_grad():
             servable.network.get_parameter("cbam4.spatial.conv.weight").mul_(1.001)
-        return once(servable, outputs, preprocessing)
+        return onnx_writer.to_onnx(servable, outputs, preprocessing)
 
     target = Target(tmp_path, "tiny")
     with pytest.raises(ConfigError, match="attention/cbam4/spatial"):

@@ -17,6 +17,7 @@ KINDS = ("cbam", "bam")
 PLACEMENTS = ("block", "stage")
 POOLINGS = ("avg", "max", "avg+max")
 COMBINES = ("add", "mul")
+SPATIAL_ORDERS = ("avg,max", "max,avg")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Attention:
         pooling: CBAM: what the channel gate pools over H x W: `avg`, `max` or `avg+max`.
         dilation: BAM: dilation of the spatial branch's two 3x3 convolutions.
         combine: BAM: how the branches meet before the sigmoid: `add` as in the paper, or `mul`.
+        bias: CBAM: whether the channel gate's two layers have biases.
+        spatial_order: CBAM: how the two maps that the spatial gate convolves are stacked.
+        spatial_bias: CBAM: whether that convolution has a bias.
+        spatial_norm: CBAM: whether batch normalisation follows that convolution.
+        light: CBAM: both gates see one map, half the average plus half the maximum, instead of two (timm's `lcbam`).
+        residual: CBAM: the module's input is added to its output.
+        final_norm: BAM: whether batch normalisation ends both branches, as in the paper.
     """
 
     kind: str
@@ -42,6 +50,13 @@ class Attention:
     pooling: str = "avg+max"
     dilation: int = 4
     combine: str = "add"
+    bias: bool = False
+    spatial_order: str = "avg,max"
+    spatial_bias: bool = False
+    spatial_norm: bool = False
+    light: bool = False
+    residual: bool = False
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -50,6 +65,11 @@ class Attention:
         _one_of("kernel", self.kernel, (3, 7))
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("combine", self.combine, COMBINES)
+        _one_of("spatial_order", self.spatial_order, SPATIAL_ORDERS)
+        for name in ("bias", "spatial_bias", "spatial_norm", "light", "residual", "final_norm"):
+            _one_of(name, getattr(self, name), (True, False))
+        if self.light and self.pooling != "avg+max":
+            raise ConfigError(f"architecture: a light CBAM pools avg+max, got {self.pooling!r}")
         _positive("reduction", self.reduction)
         _positive("dilation", self.dilation)
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or not set(self.stages) <= {1, 2, 3, 4}:

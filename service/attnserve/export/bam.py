@@ -6,7 +6,8 @@
 
 Owns the paper's equations: batch normalisation ends both branches. The hidden layers follow the authors' code: the
 MLP's one hidden layer and f0, f1, f2 are each followed by batch normalisation and ReLU, and all layers have biases.
-`combine="mul"` multiplies the branches before the sigmoid, as the authors' released code does against the paper.
+`combine="mul"` multiplies the branches before the sigmoid and `final_norm=False` leaves out the last normalisation of
+both, as the authors' released code does against the paper.
 Knows nothing of where it sits in a network.
 """
 
@@ -21,36 +22,33 @@ from attnserve.export.cbam import Maps
 class ChannelBranch(nn.Sequential):
     """Mc before the sigmoid: (N, C) pooled features -> (N, C)."""
 
-    def __init__(self, channels: int, reduction: int) -> None:
+    def __init__(self, channels: int, reduction: int, final_norm: bool) -> None:
         hidden = max(1, channels // reduction)
-        super().__init__(
-            nn.Linear(channels, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, channels),
-            nn.BatchNorm1d(channels),
-        )
+        layers = [nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, channels)]
+        super().__init__(*layers, *([nn.BatchNorm1d(channels)] if final_norm else []))
 
 
 class SpatialBranch(nn.Sequential):
     """Ms before the sigmoid: (N, C, H, W) -> (N, 1, H, W)."""
 
-    def __init__(self, channels: int, reduction: int, dilation: int) -> None:
+    def __init__(self, channels: int, reduction: int, dilation: int, final_norm: bool) -> None:
         hidden = max(1, channels // reduction)
         layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU()]
         for _ in range(2):
             dilated = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
             layers += [dilated, nn.BatchNorm2d(hidden), nn.ReLU()]
-        super().__init__(*layers, nn.Conv2d(hidden, 1, 1), nn.BatchNorm2d(1))
+        super().__init__(*layers, nn.Conv2d(hidden, 1, 1), *([nn.BatchNorm2d(1)] if final_norm else []))
 
 
 class Bam(nn.Module):
     """Both branches side by side; (N, C, H, W) -> the same shape."""
 
-    def __init__(self, channels: int, reduction: int = 16, dilation: int = 4, combine: str = "add") -> None:
+    def __init__(
+        self, channels: int, reduction: int = 16, dilation: int = 4, combine: str = "add", final_norm: bool = True
+    ) -> None:
         super().__init__()
-        self.channel = ChannelBranch(channels, reduction)
-        self.spatial = SpatialBranch(channels, reduction, dilation)
+        self.channel = ChannelBranch(channels, reduction, final_norm)
+        self.spatial = SpatialBranch(channels, reduction, dilation, final_norm)
         self.combine = combine
 
     def attention(self, x: Tensor) -> Maps:

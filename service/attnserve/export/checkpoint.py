@@ -1,13 +1,13 @@
 """Our training checkpoint: one torch file that says everything export needs, and can be resumed.
 
-Owns the file's form; knows nothing of data, training loops or ONNX. The file is read with `weights_only=True`, so it
-can carry tensors and plain values but never code.
+Owns the file's form; knows nothing of data, training loops or ONNX. It is read as any stranger's file is
+(`dialects.files`), so it can carry tensors and plain values but never code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from attnserve.card import Preprocessing
 from attnserve.errors import ConfigError
 from attnserve.export.architecture import Architecture
+from attnserve.export.dialects import files
 from attnserve.export.resnet import ResNet
 
 FORMAT = "attnserve-checkpoint-1"
@@ -71,9 +72,14 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read a file onto the CPU; raises `ConfigError` for anything but a checkpoint of ours."""
-        raw = _read(path)
+        raw = files.read(path)
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ConfigError(f"{path.name} is not a checkpoint of `attnserve train` (no format {FORMAT!r})")
+        return cls.parse(raw, path.name)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], name: str) -> Checkpoint:
+        """What `save` wrote, read back; raises `ConfigError` where the file of this name is damaged."""
         try:
             return cls(
                 architecture=Architecture.from_dict(raw["architecture"]),
@@ -85,16 +91,4 @@ class Checkpoint:
                 resume=raw["resume"],
             )
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path.name}: damaged checkpoint: {error!r}") from error
-
-
-def _read(path: Path) -> object:
-    """The plain values and tensors of a torch file; refuses pickles that would run code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ConfigError(f"no checkpoint at {path}") from error
-    except pickle.UnpicklingError as error:
-        raise ConfigError(f"{path.name} holds more than tensors and plain values, so it is not loaded") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ConfigError(f"{path.name} cannot be read as a torch file: {error}") from error
+            raise ConfigError(f"{name}: damaged checkpoint: {error!r}") from error

@@ -21,11 +21,16 @@ from numpy.typing import NDArray
 
 from attnserve.card import CARD_NAME, Card, Preprocessing, Site, sha256_of
 from attnserve.errors import ConfigError
-from attnserve.export import onnx_writer, parity
+from attnserve.export import calibration, onnx_writer, parity, precision
+from attnserve.export.calibration import CalibrationSet
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.measure import Classifier
+from attnserve.export.datasets import Pictures
+from attnserve.export.measure import Classifier, scores
+from attnserve.export.precision import Precision
 from attnserve.export.record import versions
-from attnserve.export.servable import Servable, find_sites, output_names
+from attnserve.export.resnet import ResNet
+from attnserve.export.rewrite import rewritten
+from attnserve.export.servable import Servable, find_sites, logits_of, output_names
 
 MODEL_NAME = "model.onnx"
 LABELS_NAME = "labels.txt"
@@ -73,19 +78,41 @@ class Job:
         pictures: (N, H, W, 3) uint8 real pictures on which parity is checked besides random ones, or None.
         evaluate: Measures the exported model and returns card entries; None keeps the checkpoint's own entries.
         to_onnx: Turns a servable, its output names and its preprocessing into the bytes of an ONNX file.
+        held_out: Pictures nobody trained on, by which precision and calibration are judged, or None.
+        calibration: What the temperature of the probabilities is fitted on; None leaves them as they are.
+        precision: How the file computes; anything but fp32 needs `held_out`.
     """
 
     command: str
     pictures: NDArray[np.uint8] | None = None
     evaluate: Callable[[Classifier], list[dict[str, Any]]] | None = None
     to_onnx: Callable[[Servable, list[str], Preprocessing], bytes] = field(default=onnx_writer.to_onnx)
+    held_out: Pictures | None = None
+    calibration: CalibrationSet | None = None
+    precision: Precision = field(default_factory=Precision)
+
+    def __post_init__(self) -> None:
+        if self.precision.kind != "fp32" and self.held_out is None:
+            raise ConfigError(f"--precision {self.precision.kind}: needs --evaluate, to measure what it costs")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The finished model file, open, and what was measured on the way; the records are the card's."""
+
+    model: bytes
+    session: Any
+    parity: dict[str, float]
+    quantisation: dict[str, Any]
+    calibration: dict[str, Any]
 
 
 def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
     """Write the entry and return its card.
 
     Raises:
-        ConfigError: The version exists, does not fit the model's other versions, or fails parity; nothing is written.
+        ConfigError: The version exists, does not fit the model's other versions, fails parity, or costs too much
+            accuracy; nothing is written.
     """
     if target.version_folder.exists() and not target.force:
         raise ConfigError(f"{target.version_folder} exists; choose another --version, or replace it with --force")
@@ -96,20 +123,47 @@ def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
         (staged / CONFIG_NAME).write_text(config_text(checkpoint, target, outputs), encoding="utf-8")
         (staged / LABELS_NAME).write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
         _check_siblings(staged, target)
-        servable = Servable(network, checkpoint.preprocessing)
-        model = job.to_onnx(servable, outputs, checkpoint.preprocessing)
-        session = parity.open_session(model)
-        batches = _parity_batches(checkpoint.preprocessing, job.pictures)
-        differences = parity.measure(servable, session, outputs, batches)
-        parity.check(differences)
+        built = _build(checkpoint, outputs, job, network)
         folder = staged / str(target.version)
         folder.mkdir()
-        (folder / MODEL_NAME).write_bytes(model)
-        evaluation = job.evaluate(parity.classifier(session)) if job.evaluate else checkpoint.evaluation
-        card = _card(checkpoint, target, job, sites, differences, evaluation, folder)
+        (folder / MODEL_NAME).write_bytes(built.model)
+        evaluation = job.evaluate(parity.classifier(built.session)) if job.evaluate else checkpoint.evaluation
+        card = _card(checkpoint, target, job, sites, built, evaluation, folder)
         (folder / CARD_NAME).write_text(card.to_json(), encoding="utf-8")
         _publish(staged, target)
     return card
+
+
+def _build(checkpoint: Checkpoint, outputs: list[str], job: Job, network: ResNet) -> Built:
+    """The model file: exact first, whatever the precision, then narrowed as the job says."""
+    view, held_out = checkpoint.preprocessing, job.held_out
+    temperature, fitted = _fit(Servable(network, view), job.calibration)
+    servable = Servable(network, view, temperature)
+    model = job.to_onnx(rewritten(servable), outputs, view)
+    session = parity.open_session(model)
+    batches = _parity_batches(view, job.pictures)
+    differences = parity.measure(servable, session, outputs, batches)
+    parity.check(differences)
+    if held_out is None:  # so it is fp32
+        return Built(model, session, differences, {}, fitted)
+    logits, cost = scores(parity.classifier(session, "logits"), held_out.images), {}
+    if job.precision.kind != "fp32":
+        exact, model = logits, precision.narrowed(model, job.precision)
+        session = parity.open_session(model)
+        differences = parity.measure(servable, session, outputs, batches)
+        logits = scores(parity.classifier(session, "logits"), held_out.images)
+        cost = precision.compare(exact, logits, held_out.labels)
+        precision.check(cost, job.precision.max_accuracy_drop)
+    if fitted:
+        fitted["test"] = calibration.quality(logits, held_out.labels, temperature)
+    return Built(model, session, differences, cost, fitted)
+
+
+def _fit(servable: Servable, chosen: CalibrationSet | None) -> tuple[float, dict[str, Any]]:
+    """Temperature and its record; 1 and none where no pictures are given."""
+    if chosen is None:
+        return 1.0, {}
+    return calibration.fit(chosen, scores(logits_of(servable), chosen.pictures.images))
 
 
 def config_text(checkpoint: Checkpoint, target: Target, outputs: Sequence[str]) -> str:
@@ -174,7 +228,7 @@ def _card(
     target: Target,
     job: Job,
     sites: tuple[Site, ...],
-    differences: dict[str, float],
+    built: Built,
     evaluation: list[dict[str, Any]],
     folder: Path,
 ) -> Card:
@@ -187,7 +241,10 @@ def _card(
         architecture=checkpoint.architecture.to_dict(),
         training={**checkpoint.training, "export_command": job.command},
         evaluation=tuple(evaluation),
-        parity=differences,
+        parity=built.parity,
+        precision=job.precision.kind,
+        quantisation=built.quantisation,
+        calibration=built.calibration,
         opset=onnx_writer.OPSET,
         made_with={**versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__},
         files={path.relative_to(folder).as_posix(): sha256_of(path) for path in files},

@@ -19,13 +19,19 @@ Classifier = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(N, H, W, 3) pictures -> (N, K) scores; the highest is the answer."""
 
 
+def spaced(count: int, most: int) -> slice:
+    """At most `most` of `count` things, evenly spaced over the whole: a folder's pictures come sorted by class."""
+    return slice(None, None, max(1, -(-count // most)))
+
+
+def scores(classify: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The scores of any number of pictures, (N, K), computed in batches."""
+    return np.concatenate([classify(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)])
+
+
 def accuracy(classify: Classifier, pictures: Pictures) -> float:
     """Fraction of the pictures that are given their own label."""
-    right = 0
-    for start in range(0, len(pictures), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        right += int(np.sum(classify(pictures.images[part]).argmax(1) == pictures.labels[part]))
-    return right / len(pictures)
+    return float(np.mean(scores(classify, pictures.images).argmax(1) == pictures.labels))
 
 
 def evaluation(classify: Classifier, dataset: Dataset, measured_with: str, command: str) -> list[dict[str, Any]]:

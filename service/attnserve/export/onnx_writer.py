@@ -38,15 +38,15 @@ def to_onnx(servable: Servable, outputs: list[str], preprocessing: Preprocessing
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
-    _strip(model)
+    clean(model)
     return model.SerializeToString()
 
 
-def _strip(message: Any) -> None:
+def clean(message: Any) -> None:
     """Clear documentation and metadata everywhere in an ONNX protobuf message, and the shapes of inner values."""
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props", "value_info"):
             message.ClearField(field.name)
         elif field.message_type is not None:
             for child in value if field.is_repeated else (value,):
-                _strip(child)
+                clean(child)

@@ -25,12 +25,12 @@ def open_session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
-def classifier(session: Any) -> Classifier:
-    """The session's probabilities as a function of pictures."""
+def classifier(session: Any, output: str = "probabilities") -> Classifier:
+    """The session's probabilities, or its logits, as a function of pictures."""
 
     def classify(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": images})[0]
-        return probabilities
+        scores: NDArray[np.float32] = session.run([output], {"images": images})[0]
+        return scores
 
     return classify
 

@@ -28,9 +28,20 @@ class Evidence(NamedTuple):
 
 def build_attention(attention: Attention, channels: int) -> Cbam | Bam:
     """One attention module for a map of that many channels."""
-    if attention.kind == "cbam":
-        return Cbam(channels, attention.reduction, attention.kernel, attention.pooling)
-    return Bam(channels, attention.reduction, attention.dilation, attention.combine)
+    if attention.kind == "bam":
+        return Bam(channels, attention.reduction, attention.dilation, attention.combine, attention.final_norm)
+    return Cbam(
+        channels,
+        attention.reduction,
+        attention.kernel,
+        attention.pooling,
+        bias=attention.bias,
+        spatial_order=attention.spatial_order,
+        spatial_bias=attention.spatial_bias,
+        spatial_norm=attention.spatial_norm,
+        light=attention.light,
+        residual=attention.residual,
+    )
 
 
 class Block(nn.Module):

@@ -5,43 +5,67 @@ Owns the names, order and meaning of the graph's outputs; knows nothing of ONNX.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attnserve.card import Preprocessing, Site
 from attnserve.export.architecture import Architecture
+from attnserve.export.measure import Classifier
 from attnserve.export.resnet import ResNet
 
 
 class Normalise(nn.Module):
-    """(N, 3, H, W) float32 in 0..1 -> the same with the mean taken off and divided by the deviation."""
+    """(N, 3, H, W) float32 in 0..255 -> the same with the mean taken off and divided by the deviation.
+
+    Attributes:
+        mean, std: (1, 3, 1, 1) in 0..255; no `std` where the network's first convolution divides by it (`rewrite`).
+    """
 
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's input."""
-        return (images - self.mean) / self.std
+        centred = images - self.mean
+        return centred if self.std is None else centred / self.std
 
 
 class Servable(nn.Module):
-    """(N, H, W, 3) uint8 -> the outputs named by `output_names`, in that order."""
+    """(N, H, W, 3) uint8 -> the outputs named by `output_names`, in that order.
 
-    def __init__(self, network: ResNet, preprocessing: Preprocessing) -> None:
+    The temperature divides the logits before the softmax and leaves the output `logits` as it is.
+    """
+
+    def __init__(self, network: ResNet, preprocessing: Preprocessing, temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         self.normalise = Normalise(preprocessing)
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Probabilities, logits, the attention outputs by site, features."""
-        evidence = self.network.evidence(self.normalise(images.permute(0, 3, 1, 2).float() / 255))
+        evidence = self.network.evidence(self.normalise(images.permute(0, 3, 1, 2).float()))
         maps = [part for site in evidence.maps.values() for part in site]
-        return torch.softmax(evidence.logits, dim=1), evidence.logits, *maps, evidence.features
+        tempered = evidence.logits if self.temperature == 1 else evidence.logits / self.temperature
+        return torch.softmax(tempered, dim=1), evidence.logits, *maps, evidence.features
+
+
+def logits_of(servable: Servable) -> Classifier:
+    """The network's logits as a function of pictures."""
+
+    def classify(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = servable.eval()(torch.from_numpy(images))[1].numpy()
+        return logits
+
+    return classify
 
 
 def output_names(sites: tuple[Site, ...]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from attnserve.errors import ConfigError
@@ -82,7 +82,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.checkpoint, self.dataset = recipe, checkpoint, dataset
         self.network = ResNet(checkpoint.architecture).to(recipe.device)
-        averaging = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+        averaging = moving_average(recipe.ema_decay)
         self.average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
         self.normalise = Normalise(checkpoint.preprocessing).to(recipe.device)
         self.optimizer = build_optimizer(recipe, self.network)
@@ -143,7 +143,7 @@ class Trainer:
             group["lr"] = self.recipe.learning_rate_at(progress)
         images, labels = images.to(self.recipe.device), labels.to(self.recipe.device)
         with torch.autocast(self.recipe.device, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            logits = self.network(self.normalise(images)).float()
+            logits = self.network(self.normalise(255 * images)).float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -200,11 +200,26 @@ def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """An update for `AveragedModel` that forgets by `decay` per step, faster at first.
+
+    In step n it forgets by (1 + n) / (10 + n) until that reaches `decay`, so that a short training's average is not
+    mostly the weights that it began with.
+    """
+
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor | int) -> None:
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight.to(average.dtype), 1 - now) if average.is_floating_point() else average.copy_(weight)
+
+    return update
+
+
 def classifier(network: nn.Module, normalise: Normalise, device: str) -> Classifier:
     """The network's logits as a function of pictures."""
 
     def classify(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float()
         with torch.inference_mode():
             logits: NDArray[np.float32] = network.eval()(normalise(inputs)).cpu().numpy()
         return logits

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 STREAM_WINDOW = 64  # requests of one stream that are worked on at once; the client is held back beyond that
 _FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
+_LONGEST_MESSAGE = 1000  # characters; it travels as metadata, which has a hard limit, and may echo what was asked for
 _CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
 _LONGEST_LINGER_S = 2.0  # some callers never stop calling
 
@@ -267,10 +268,11 @@ class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError) -> None:
     """End the call with the error's status; with RetryInfo where trying again makes sense."""
     code = grpc.StatusCode[error.status]
+    message = str(error)[:_LONGEST_MESSAGE]
     if error.retry_after_s is None:
-        await context.abort(code, str(error))
+        await context.abort(code, message)
     retry = duration_pb2.Duration()
     retry.FromNanoseconds(int((error.retry_after_s or 0) * 1e9))
-    status = status_pb2.Status(code=code.value[0], message=str(error))
+    status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
-    await context.abort(code, str(error), (("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))

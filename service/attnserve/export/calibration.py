@@ -1,0 +1,176 @@
+"""Probabilities that mean what they say: one temperature, fitted on labelled pictures (Guo, Pleiss, Sun, Weinberger;
+ICML 2017, arXiv:1706.04599).
+
+Owns the choice of the pictures, the fit and the measures; knows nothing of ONNX or of where files lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attnserve.errors import ConfigError
+from attnserve.export import datasets
+from attnserve.export.augment import Augmentation
+from attnserve.export.checkpoint import Checkpoint
+from attnserve.export.datasets import Dataset, Pictures
+from attnserve.export.measure import spaced
+
+BINS = 15  # as in the paper's tables
+LOWEST, HIGHEST = 0.05, 20.0  # a sound network's temperature lies far inside
+LARGEST_SET = 5000  # as many as the paper fits on; one parameter needs no more
+
+SEEN, HELD_OUT, FOREIGN = "training pictures, varied as in training", "validation part", "all pictures of the folder"
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Labelled pictures to fit on.
+
+    Attributes:
+        dataset: Its name, for the card.
+        part: Which of its pictures these are; `SEEN` where the network was trained on them.
+    """
+
+    dataset: str
+    part: str
+    pictures: Pictures
+
+
+def fit(chosen: CalibrationSet, logits: NDArray[np.float32]) -> tuple[float, dict[str, Any]]:
+    """The temperature for these pictures, given the network's (N, K) logits of them, and the card's record of it."""
+    temperature = fit_temperature(logits, chosen.pictures.labels)
+    measured = quality(logits, chosen.pictures.labels, temperature)
+    record = {"temperature": temperature, "dataset": chosen.dataset, "part": chosen.part, "bins": BINS}
+    return temperature, {**record, "fit": measured}
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The T that minimises the mean negative log-likelihood of softmax(logits / T), to four digits.
+
+    The likelihood is convex in 1 / T (the paper's supplement), so golden-section search finds the one minimum.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) indices of the right classes.
+
+    Raises:
+        ConfigError: The minimum lies outside 0.05..20: the pictures are all answered right, or the labels are wrong.
+    """
+    shrink = (math.sqrt(5) - 1) / 2
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    while high - low > 1e-5:
+        left, right = high - shrink * (high - low), low + shrink * (high - low)
+        if _nll(logits, labels, math.exp(left)) <= _nll(logits, labels, math.exp(right)):
+            high = right
+        else:
+            low = left
+    temperature = math.exp((low + high) / 2)
+    if not LOWEST * 1.01 < temperature < HIGHEST / 1.01:
+        share = float(np.mean(logits.argmax(1) == labels))
+        raise ConfigError(
+            f"--calibrate: no temperature fits: {share:.1%} of the {len(labels)} pictures are answered right; it takes"
+            " some wrong answers, and labels that are the network's"
+        )
+    return round(temperature, 4)
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """softmax(logits / temperature), (N, K) float64."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return shares
+
+
+def expected_calibration_error(shares: NDArray[np.floating[Any]], labels: NDArray[np.int64], bins: int = BINS) -> float:
+    """ECE of the paper's equation 3: sum over bins b of n_b / N * |accuracy_b - confidence_b|, 0..1.
+
+    The bins are of equal width over 0..1, each without its lower and with its upper end; a picture falls into the bin
+    of its highest probability.
+
+    Args:
+        shares: (N, K) probabilities.
+        labels: (N,) indices of the right classes.
+    """
+    confidence = shares.max(1).astype(np.float64)
+    right = shares.argmax(1) == labels
+    chosen = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(chosen, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def quality(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float | int]:
+    """Images, ECE and mean negative log-likelihood without (`_before`) and with the temperature (`_after`)."""
+    measured: dict[str, float | int] = {"images": len(labels)}
+    for when, t in (("before", 1.0), ("after", temperature)):
+        measured[f"ece_{when}"] = round(expected_calibration_error(probabilities(logits, t), labels), 5)
+        measured[f"nll_{when}"] = round(_nll(logits, labels, t), 5)
+    return measured
+
+
+def calibration_set(
+    source: str, data_dir: Path | None, checkpoint: Checkpoint, augmentation: Callable[[], Augmentation]
+) -> CalibrationSet:
+    """The pictures of `source`, `fashion-mnist` or a folder of class sub-folders, that a temperature may be fitted on.
+
+    Of the data set the checkpoint was trained on: its validation part; where it has none, pictures of the training
+    part, evenly spaced and varied as in training, because the network is surer of the pictures it has learnt by heart.
+    Never its test part. Of any other folder: all pictures; the sub-folders' names must be labels of the checkpoint.
+
+    Args:
+        augmentation: How the training varied its pictures; asked only where it matters.
+    """
+    record = checkpoint.training
+    name = source if source == datasets.FASHION_MNIST else Path(source).resolve().name
+    known = name == record.get("dataset")
+    rule = datasets.SplitRule(**record["split"]) if known and name != datasets.FASHION_MNIST else None
+    licence = str(record.get("licence", "unknown"))
+    dataset = datasets.load(source, data_dir, licence, checkpoint.preprocessing, rule)
+    if not known:
+        return CalibrationSet(name, FOREIGN, _some(_relabelled(dataset, checkpoint.labels)))
+    if len(dataset.validation):
+        return CalibrationSet(name, HELD_OUT, _some(dataset.validation))
+    return CalibrationSet(name, SEEN, vary(_some(dataset.train), augmentation()))
+
+
+def vary(pictures: Pictures, augmentation: Augmentation) -> Pictures:
+    """The pictures, each varied once (the same way every time)."""
+    generator = torch.Generator().manual_seed(0)
+    varied = []
+    for start in range(0, len(pictures), 500):  # bounded memory for large views
+        images = torch.from_numpy(pictures.images[start : start + 500]).permute(0, 3, 1, 2).float() / 255
+        moved = augmentation(images, generator).permute(0, 2, 3, 1)
+        varied.append((moved * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+    return Pictures(np.concatenate(varied), pictures.labels)
+
+
+def _nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> float:
+    scaled = logits.astype(np.float64) / temperature
+    highest = scaled.max(1)
+    log_sum = highest + np.log(np.exp(scaled - highest[:, None]).sum(1))
+    return float(np.mean(log_sum - scaled[np.arange(len(labels)), labels]))
+
+
+def _some(pictures: Pictures) -> Pictures:
+    """At most `LARGEST_SET` pictures, evenly spaced over the whole."""
+    chosen = spaced(len(pictures), LARGEST_SET)
+    return Pictures(pictures.images[chosen], pictures.labels[chosen])
+
+
+def _relabelled(dataset: Dataset, labels: tuple[str, ...]) -> Pictures:
+    """All pictures, with the network's class indices."""
+    strange = [label for label in dataset.labels if label not in labels]
+    if strange:
+        raise ConfigError(f"--calibrate: {dataset.name} has classes that the network has not: {', '.join(strange)}")
+    index = np.array([labels.index(label) for label in dataset.labels], dtype=np.int64)
+    parts = (dataset.train, dataset.validation, dataset.test)
+    images, numbers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return Pictures(images, index[numbers])
