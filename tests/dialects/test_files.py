@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from attnserve.card import Preprocessing
 from attnserve.errors import ConfigError
+from attnserve.export.architecture import Architecture
 from attnserve.export.dialects.loader import Choices, Unrecognised, recognise
 
 Weights = dict[str, torch.Tensor]
@@ -127,6 +130,20 @@ def test_noise_text_and_folders_are_refused(tmp_path: Path) -> None:
             recognise(tmp_path / name)
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_damaged_file_is_read_or_refused_but_never_anything_else(legacy: bool, tmp_path: Path) -> None:
+    path, dice = tmp_path / "net.pt", random.Random(1)
+    saved(path, {"state_dict": {"fc.weight": torch.ones(2, 3)}, "epoch": 3}, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(dice.choice([1, 2, 8])):
+            damaged[dice.randrange(len(whole))] = dice.randrange(256)
+        path.write_bytes(damaged[: dice.choice([len(whole), dice.randrange(len(whole))])])
+        with contextlib.suppress(ConfigError):
+            recognise(path)
+
+
 def test_size_is_bounded_packed_and_unpacked(weights: Weights, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the limit is 1000000"):
         recognise(saved(tmp_path / "net.pt", weights), limit=1_000_000)
@@ -213,3 +230,11 @@ def test_pictures_are_prepared_as_the_source_does_unless_said_otherwise(
     )
     assert (larger.height, larger.resize, larger.std) == (448, 512, (1.0, 1.0, 1.0))
     assert recognise(plain, Choices(view={"resize": 300})).settled().preprocessing.resize == 300
+
+
+def test_what_was_written_before_dialects_still_means_the_paper() -> None:
+    before = {"kind": "cbam", "placement": "block", "stages": [1, 2], "reduction": 4, "kernel": 3, "pooling": "avg+max"}
+    attention = Architecture.from_dict({"depth": 18, "num_classes": 2, "attention": before}).attention
+    assert attention
+    assert not any((attention.bias, attention.spatial_bias, attention.spatial_norm, attention.light))
+    assert (attention.spatial_order, attention.residual, attention.final_norm) == ("avg,max", False, True)

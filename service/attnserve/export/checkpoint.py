@@ -48,7 +48,7 @@ class Checkpoint:
         network = ResNet(self.architecture)
         try:
             network.load_state_dict(self.state_dict)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ConfigError(f"checkpoint: the weights do not fit the architecture: {error}") from error
         return network.eval()
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from attnserve.errors import ConfigError
 
 MAX_BYTES = 2 << 30  # a ResNet-101 with the state of an Adam optimizer and a moving average is 0.8 GB
 
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, zipfile.BadZipFile)
+DAMAGE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, MemoryError,
+    OverflowError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 """What torch and zipfile raise for files that are cut off or put together wrongly."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """Where a training loop puts the weights in the dict that it saves, most usual first."""
@@ -43,7 +48,9 @@ def read(path: Path, limit: int = MAX_BYTES) -> object:
             raise ConfigError(f"{path.name} holds {size} bytes; the limit is {limit}")
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # torch reads it, or fails below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(_refusal(path, error)) from error
     except DAMAGE as error:

@@ -17,6 +17,7 @@ from attnserve.export.dialects.dialect import Shapes
 from attnserve.export.resnet import BLOCKS_PER_STAGE, ResNet
 
 SITE = re.compile(r"(?:layer(\d)\.\d+\.(cbam|bam)|(cbam|bam)(\d))\.")
+MOST_CHANNELS = 1 << 16  # 32 times a ResNet-101's; what lies above is nobody's network
 COUNTER = "num_batches_tracked"  # older files lack it, and evaluation has no use for it
 
 
@@ -156,6 +157,8 @@ def common_reduction(pairs: Collection[tuple[int, ...]]) -> int:
         Misfit: There is none.
     """
     most = max(channels for _, channels in pairs)
+    if most > MOST_CHANNELS:
+        raise Misfit(f"channel attention over {most} channels")
     fitting = [r for r in range(1, most + 1) if all(hidden == max(1, channels // r) for hidden, channels in pairs)]
     if not fitting:
         listed = ", ".join(f"{hidden} of {channels}" for hidden, channels in sorted(pairs))
