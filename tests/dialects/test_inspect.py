@@ -91,9 +91,7 @@ def test_export_wants_as_many_labels_as_classes(bam: Path, tmp_path: Path) -> No
 
 
 QUICK = [*((name, 18) for name in NAMES), ("jongchan-cbam", 50)]
-LONG = [
-    (name, depth) for depth in (34, 50, 101) for name in NAMES if (name, depth) not in QUICK and "cifar" not in name
-]
+LONG = [(name, depth) for depth in (34, 50, 101) for name in NAMES if (name, depth) not in QUICK]
 
 
 @pytest.mark.parametrize(("name", "depth"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.full) for case in LONG)])
