@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -104,3 +105,23 @@ def test_after_callers_vanish_and_time_out_every_later_answer_is_right(server, c
     assert [p.index for p in again] == [p.index for p in truth]
     assert server.metric("attnserve_pending_images") == 0
     assert server.metric("attnserve_queued_images") == 0
+
+
+def test_a_stream_that_does_not_read_its_replies_is_held_back(start_server):
+    """Twelve requests of 13 kB make replies of 26 MB each; the server computes as few ahead as it is willing to hold."""
+    tiny = pb.Image(raw=pb.RawImage(pixels=b"\1\2\3", height=1, width=1))
+    request = pb.ClassifyRequest(model="sign-digits-cbam", images=[tiny] * 1024, attention=pb.AttentionOptions(level=2))
+    with start_server() as server, grpc.insecure_channel(server.grpc) as channel:
+        call = attention_pb2_grpc.AttentionServiceStub(channel).ClassifyStream(iter([request] * 12), timeout=60)
+        deadline = time.monotonic() + 30
+        while not server.metric("attnserve_requests_total", method="ClassifyStream"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3)  # time for several more, were it not held back
+        assert server.metric("attnserve_requests_total", method="ClassifyStream") <= 2
+        call.cancel()
+        deadline = time.monotonic() + 30
+        while server.metric("attnserve_pending_images"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert "Traceback" not in server.log

@@ -6,10 +6,11 @@ Owns the gRPC server and the count of open calls; knows no model.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -26,10 +27,10 @@ from attnserve.errors import AttnserveError, ConfigError, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.pipeline import guarded
 from attnserve.transport.loop_inbox import LoopInbox
+from attnserve.transport.stream_window import Begun, StreamWindow
 
 log = logging.getLogger(__name__)
 
-STREAM_WINDOW = 64  # requests of one stream that are worked on at once; the client is held back beyond that
 _FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
 _LONGEST_MESSAGE = 1000  # characters; it travels as metadata, which has a hard limit, and may echo what was asked for
 _CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
@@ -138,14 +139,18 @@ class GrpcioTransport:
         reflection.enable_server_reflection(names, self._server)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
-        """grpc.aio's handler, which must be a coroutine function or an async generator, hence the inner functions."""
+        """grpc.aio's handler, which must be a coroutine function, hence the inner ones."""
 
         async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             return await self._unary(method, request, context)
 
-        async def stream(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async for message in self._stream(method, requests, context):
-                yield message
+        async def stream(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            async with contextlib.aclosing(self._stream(method, requests, context)) as messages:
+                async for message in messages:
+                    try:
+                        await context.write(message)
+                    except grpc.aio.InternalError:  # how gRPC says that the caller is gone, and what it keeps quiet
+                        raise asyncio.CancelledError from None
 
         codecs = {
             "request_deserializer": method.request.FromString,
@@ -167,30 +172,28 @@ class GrpcioTransport:
 
     async def _stream(
         self, method: Method, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         assert method.wrap is not None
-        window: asyncio.Queue[tuple[Any, Call, asyncio.Future[Any]] | None] = asyncio.Queue(STREAM_WINDOW)
+        window = StreamWindow()
         reader = asyncio.create_task(self._read(method, requests, context, window))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         sequence = 0
         try:
-            while (item := await window.get()) is not None:
-                request, call, answered = item
+            while (begun := await window.next()) is not None:
                 try:
-                    message = method.wrap(sequence, request, await answered, None)
+                    message = method.wrap(sequence, begun.request, await begun.answered, None)
                 except AttnserveError as error:
-                    message = method.wrap(sequence, request, None, error)
+                    message = method.wrap(sequence, begun.request, None, error)
                 except asyncio.CancelledError:
-                    call.cancel()
+                    begun.call.cancel()
                     raise
                 sequence += 1
                 yield message
+                window.sent(begun)
         finally:
             reader.cancel()
-            while not window.empty():
-                if (item := window.get_nowait()) is not None:
-                    item[1].cancel()
+            window.cancel()
         if self._draining:
             await _abort(context, Unavailable("the server is shutting down"))
 
@@ -199,15 +202,16 @@ class GrpcioTransport:
         method: Method,
         requests: AsyncIterator[Any],
         context: grpc.aio.ServicerContext[Any, Any],
-        window: asyncio.Queue[tuple[Any, Call, asyncio.Future[Any]] | None],
+        window: StreamWindow,
     ) -> None:
         """Begin each request of a stream as it comes, as many as the window holds."""
         try:
+            await window.room()
             async for request in requests:
-                call, answered = self._begin(method, request, context)
-                await window.put((request, call, answered))
+                window.add(Begun(request, *self._begin(method, request, context)))
+                await window.room()
         finally:
-            await window.put(None)
+            window.close()
 
     def _begin(
         self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]
@@ -238,6 +242,7 @@ class GrpcioTransport:
             return
         if error is not None:
             answered.set_exception(error)
+            answered.exception()  # marks it as seen: a caller that leaves now is no event for the log
         else:
             answered.set_result(message)
 
