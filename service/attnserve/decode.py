@@ -21,7 +21,11 @@ from attnserve.preprocess import CropBox, crop_box, view
 
 log = logging.getLogger(__name__)
 
+MOST_SCANS = 100
+"""Of a progressive JPEG: encoders write about ten, and each is a pass over all pixels, however few bytes it takes."""
+
 FORMATS = ("JPEG", "PNG", "WEBP")
+_START_OF_SCAN = b"\xff\xda"  # not in compressed data, where 0 follows 0xff; by chance in metadata, once in 64 KiB
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,16 @@ def picture_from_bytes(data: bytes, preprocessing: Preprocessing, limits: Decode
     EXIF orientation is applied; grey, palette, 16-bit and CMYK become 8-bit RGB; alpha is dropped; of an animation the
     first frame counts. Raises `InvalidArgument` for anything else, and for more bytes or pixels than the limits allow.
     """
+    return _picture(upright_rgb(data, limits), preprocessing)
+
+
+def upright_rgb(data: bytes, limits: DecodeLimits) -> Image.Image:
+    """The whole picture as every view is cut from it. Raises `InvalidArgument` as `picture_from_bytes` does."""
     if not data:
         raise InvalidArgument("the picture is empty")
     if len(data) > limits.max_bytes:
         raise InvalidArgument(f"the picture has {len(data)} bytes; at most {limits.max_bytes} are accepted")
-    image = _opened(data, limits)
-    return _picture(image, preprocessing)
+    return _opened(data, limits)
 
 
 def picture_from_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing, limits: DecodeLimits) -> Picture:
@@ -99,6 +107,8 @@ def _opened(data: bytes, limits: DecodeLimits) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.height, image.width, limits)
+            if image.format == "JPEG" and data.count(_START_OF_SCAN) > MOST_SCANS:
+                raise InvalidArgument(f"the JPEG has more than the {MOST_SCANS} scans accepted")
             image.load()
             return _rgb(_upright(image))
     except (InvalidArgument, MemoryError):  # the size was within the limits: a shortage is ours

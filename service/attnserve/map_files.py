@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from attnserve.client_messages import Classification
-from attnserve.errors import ConfigError
+from attnserve.decode import DecodeLimits, upright_rgb
+from attnserve.errors import ConfigError, InvalidArgument
 from attnserve.render import Panel, figure
+
+OWN_PICTURES = DecodeLimits(max_bytes=1 << 30, max_pixels=1 << 28)
+"""For pictures that the user has; the server, which has seen them before, has limits of its own."""
 
 
 class MapFiles:
@@ -50,9 +53,8 @@ class MapFiles:
 
     def _save_figure(self, image: Path, stem: str, answer: Classification) -> None:
         try:
-            with Image.open(image) as file:
-                photo = ImageOps.exif_transpose(file).convert("RGB")
-        except Image.DecompressionBombError as error:
+            photo = upright_rgb(image.read_bytes(), OWN_PICTURES)
+        except InvalidArgument as error:
             raise OSError(str(error)) from error
         path = self._folder / f"{stem}.attention.png"
         figure(photo, _title(image, answer), _panels(answer)).save(path)

@@ -14,6 +14,8 @@ from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 
 FILE_NAME = "config.pbtxt"
+MOST_IN_BATCH = 4096  # the warm-up runs it, in memory
+MOST_WORKERS = 1024  # each is a thread
 OPTIONAL_OUTPUTS = "optional_outputs"
 """Key of the parameter that names the outputs which only answer when asked for."""
 
@@ -44,6 +46,8 @@ def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
             raise ConfigError(f'{path}: only backend "onnxruntime" is served, not {given!r}')
     if config.max_batch_size < 1:
         raise ConfigError(f"{path}: max_batch_size must be positive, got {config.max_batch_size}")
+    if config.max_batch_size > MOST_IN_BATCH:
+        raise ConfigError(f"{path}: max_batch_size must be at most {MOST_IN_BATCH}, got {config.max_batch_size}")
     if [(tensor.name, tensor.data_type) for tensor in config.input] != [("images", pb.TYPE_UINT8)]:
         raise ConfigError(f'{path}: needs exactly one input, "images" TYPE_UINT8')
     dims = list(config.input[0].dims)
@@ -55,6 +59,8 @@ def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
         raise ConfigError(f'{path}: the first output must be "probabilities" TYPE_FP32')
     if any(group.count < 0 for group in config.instance_group):
         raise ConfigError(f"{path}: instance_group count must not be negative")
+    if any(group.count > MOST_WORKERS for group in config.instance_group):
+        raise ConfigError(f"{path}: instance_group count must be at most {MOST_WORKERS}")
 
 
 def _unhonoured(config: pb.ModelConfig) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from attnserve import model_config
 from attnserve.batch_queue import BatchQueue
 from attnserve.contract import Listener, ModelKey
@@ -17,6 +19,8 @@ from attnserve.inference import model_config_pb2 as pb
 from attnserve.repository import VersionFiles, chosen_versions, model_folders, read_version
 from attnserve.scheduler import Scheduler
 from attnserve.session import CPU, OnnxBackend, choose_provider, warm_up_sizes
+
+_ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +127,7 @@ def load(files: VersionFiles, provider: str, workers: int, listener: Listener) -
         backend.warm_up(warm_up_sizes(files.config.max_batch_size))
     except Exception as error:  # onnxruntime has no one class for a graph that fails
         raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
+    _check_probabilities(files, backend)
     count = group.count or workers or (available_cores() if backend.provider == CPU else 1)
     scheduler = Scheduler(files.key, [backend] * count, BatchQueue(files.config.max_batch_size), listener)
     load_s = time.monotonic() - started
@@ -146,3 +151,14 @@ def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
         found = backend.output_shapes.get(name)
         if found is None or found[1:] != shape:
             raise ConfigError(f"{files.model_path}: output {name!r} should be (batch, {shape}), found {found}")
+    for name, kind in backend.output_types.items():
+        if kind != "tensor(float)":
+            raise ConfigError(f"{files.model_path}: output {name!r} must be tensor(float), found {kind}")
+
+
+def _check_probabilities(files: VersionFiles, backend: OnnxBackend) -> None:
+    """What the graph calls probabilities must be some: for a black picture they are finite and add up to 1."""
+    black = np.zeros((1, backend.height, backend.width, 3), np.uint8)
+    probabilities = backend.run(black, ["probabilities"])["probabilities"]
+    if not (probabilities.min() >= 0 and abs(float(probabilities.sum()) - 1) < _ROUNDING):  # NaN fails both
+        raise ConfigError(f"{files.model_path}: `probabilities` are none for a black picture: {probabilities}")

@@ -168,7 +168,8 @@ class _Sheet:
             self._tile(0, "photo", note, photo)
             return
         left, top = self._tile(0, "photo", f"{note}, the model's view outlined", photo)
-        corners = (left + box.left, top + box.top, left + box.right - 1, top + box.bottom - 1)
+        right, bottom = max(box.left, box.right - 1), max(box.top, box.bottom - 1)  # a thin photo's box may be thinner
+        corners = (left + box.left, top + box.top, left + right, top + bottom)
         line = max(1, self.em // 12)
         self.draw.rectangle(corners, outline=_INK, width=2 * line)
         self.draw.rectangle(corners, outline=_PAPER, width=line)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, joined_address, split_address
@@ -55,13 +56,14 @@ class Server:
         While models load, `/livez` answers and `/readyz` says no. A second signal exits at once.
         """
         stop = _stop_on_signals()
+        log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
         loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            log.info("stopped while loading")
+            _exit_now(0)  # nothing was accepted, and the loading thread cannot be interrupted
         models = await loading
-        if stop.is_set():
-            models.close()
-            return 0
         decode_pool = self._decode_pool()
         transport = self._transport(models, decode_pool)
         host, port = split_address("grpc_address", self._config.grpc_address)
@@ -143,8 +145,7 @@ def _stop_on_signals() -> asyncio.Event:
     def on_signal() -> None:
         if stop.is_set():
             log.error("second signal: exiting at once")
-            sys.stderr.flush()
-            os._exit(1)
+            _exit_now(1)
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -153,13 +154,18 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
+def _exit_now(code: int) -> NoReturn:
+    """End the process without waiting for its threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def serve(config: ServeConfig) -> int:
     """Run a server until it is told to stop; returns the exit code. Raises `ConfigError` for what cannot be started."""
     with contextlib.suppress(KeyboardInterrupt):
         code = asyncio.run(Server(config).run())
         if code:  # the drain ran out: a thread may be deep in one picture, and the interpreter would wait for it
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(code)
+            _exit_now(code)
         return code
     return 130

@@ -65,6 +65,7 @@ class OnnxBackend:
                 raise ConfigError(f"{path}: {provider} cannot be set up; see onnxruntime's message above")
             log.warning("%s: %s cannot be set up, running on %s", path, provider, self.provider)
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self.output_types = {output.name: output.type for output in self._session.get_outputs()}
         self.output_shapes = {output.name: tuple(output.shape) for output in self._session.get_outputs()}
         self.height, self.width = self._image_size(path)
 

@@ -137,7 +137,7 @@ def test_a_photo_that_cannot_be_drawn_is_a_failure_of_that_picture(
     order = [str(odd), pictures[0]]
     assert main(["classify", *order, "--server", target, "--maps", str(tmp_path / "maps")]) == 1
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["cat.attention.png"]
-    assert "odd.png: --maps: cannot identify image file" in capsys.readouterr().err
+    assert "odd.png: --maps: the picture is not a JPEG, PNG or WebP file" in capsys.readouterr().err
 
 
 def test_once_the_call_is_over_every_later_picture_has_its_error(

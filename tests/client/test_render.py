@@ -125,3 +125,10 @@ def test_the_part_that_the_model_saw_is_outlined_only_where_it_is_a_part() -> No
     first_tiles = [sheet[top : top + 200, 30:330] for sheet, top in zip((part, whole), tops, strict=True)]
     assert first_tiles[0].any()
     assert not first_tiles[1].any()
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (3, 900)])
+def test_a_picture_of_any_shape_has_a_figure(size: tuple[int, int]) -> None:
+    photo = Image.new("RGB", size)
+    middle = CropBox(size[0] * 0.4999, size[1] * 0.4999, size[0] * 0.5001, size[1] * 0.5001)
+    assert figure(photo, "thin", [Panel("site", np.eye(3, dtype=np.float32), middle)]).size > (0, 0)

@@ -108,9 +108,10 @@ def test_after_callers_vanish_and_time_out_every_later_answer_is_right(server, c
 
 
 def test_a_stream_that_does_not_read_its_replies_is_held_back(start_server):
-    """Twelve requests of 13 kB make replies of 26 MB each; the server computes as few ahead as it is willing to hold."""
+    """Twelve requests of 13 kB make replies of 26 MB each; the server computes no more than it is willing to hold."""
     tiny = pb.Image(raw=pb.RawImage(pixels=b"\1\2\3", height=1, width=1))
-    request = pb.ClassifyRequest(model="sign-digits-cbam", images=[tiny] * 1024, attention=pb.AttentionOptions(level=2))
+    full = pb.AttentionOptions(level=pb.ATTENTION_LEVEL_FULL)
+    request = pb.ClassifyRequest(model="sign-digits-cbam", images=[tiny] * 1024, attention=full)
     with start_server() as server, grpc.insecure_channel(server.grpc) as channel:
         call = attention_pb2_grpc.AttentionServiceStub(channel).ClassifyStream(iter([request] * 12), timeout=60)
         deadline = time.monotonic() + 30

@@ -16,7 +16,15 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from attnserve.card import Preprocessing
-from attnserve.decode import DecodeLimits, Picture, is_view, picture_from_bytes, picture_from_pixels, prepare
+from attnserve.decode import (
+    MOST_SCANS,
+    DecodeLimits,
+    Picture,
+    is_view,
+    picture_from_bytes,
+    picture_from_pixels,
+    prepare,
+)
 from attnserve.errors import InvalidArgument
 from attnserve.preprocess import CropBox
 
@@ -440,3 +448,18 @@ def test_too_many_raw_pixels_are_refused():
 @pytest.mark.parametrize(("height", "width", "expected"), [(2, 3, True), (3, 2, False), (2, 4, False)])
 def test_only_the_exact_size_is_a_view(height, width, expected):
     assert is_view(height, width, VIEW) is expected
+
+
+def jpeg_with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(noise(16, 16), "JPEG", progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    more = count - data.count(b"\xff\xda")
+    return data[:end] + data[start:end] * more + data[end:]
+
+
+def test_a_progressive_jpeg_may_have_as_many_scans_as_any_encoder_writes_and_no_more():
+    """Else a file of 150 kB, a picture of 16 million pixels with two thousand scans, takes twenty seconds."""
+    assert jpeg_with_scans(MOST_SCANS).count(b"\xff\xda") == MOST_SCANS
+    assert decoded(jpeg_with_scans(MOST_SCANS)).pixels.shape == (2, 3, 3)
+    assert refusal(jpeg_with_scans(MOST_SCANS + 1)) == "the JPEG has more than the 100 scans accepted"
