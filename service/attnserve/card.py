@@ -75,6 +75,16 @@ class Site:
     spatial: str | None
     combine: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("cbam", "bam") or self.combine not in (None, "add", "mul"):
+            raise ConfigError(f"site {self.name!r}: unknown kind {self.kind!r} or combine {self.combine!r}")
+        for number in (self.channels, self.height, self.width, self.stride):
+            if type(number) is not int or number < 1:
+                raise ConfigError(f"site {self.name!r}: channels, height, width and stride must be whole and positive")
+        for output in (self.channel, self.spatial):
+            if not isinstance(output, str | None):
+                raise ConfigError(f"site {self.name!r}: channel and spatial must name outputs, got {output!r}")
+
 
 @dataclass(frozen=True)
 class Card:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -42,11 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 0 done, 1 failed, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in tests, which put their own there
+            stream.reconfigure(errors="backslashreplace")  # a file's name is no reason to fail
     args = build_parser(only=chosen if chosen in COMMANDS else None).parse_args(arguments)
     try:
         code: int = importlib.import_module(f"attnserve.commands.{args.command}").run(args)
+        sys.stdout.flush()
         return code
     except (AttnserveError, ConfigError) as error:
+        print(f"attnserve {args.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest the flush at exit fail again
+        return 1
+    except OSError as error:
         print(f"attnserve {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -72,15 +72,20 @@ class ClientError(AttnserveError):
         self.message = message
 
 
+DEFAULT_PORT = 8001
+
+
 class Client:
-    """A connection to one server; a context manager, and safe to share between threads.
+    """A connection to one server, `HOST` or `HOST:PORT`; a context manager, and safe to share between threads.
 
     Every call has a deadline: its own `timeout_s`, else the client's. Failures are raised as `ClientError`.
     """
 
     def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(target, [("grpc.max_receive_message_length", MAX_REPLY_BYTES)])
+        self._channel = grpc.insecure_channel(
+            _with_port(target), [("grpc.max_receive_message_length", MAX_REPLY_BYTES)]
+        )
         self._stub = attention_pb2_grpc.AttentionServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -230,3 +235,8 @@ def _retry_after_s(call: Any) -> float | None:
         if detail.Unpack(info):
             return float(info.retry_delay.ToNanoseconds()) / 1e9
     return None
+
+
+def _with_port(target: str) -> str:
+    """The target; a bare host gets our port, for gRPC would try 443."""
+    return target if ":" in target or "/" in target else f"{target}:{DEFAULT_PORT}"

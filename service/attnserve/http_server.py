@@ -52,6 +52,7 @@ class _Listener(ThreadingHTTPServer):
     """A thread per connection, none of which outlives the process."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait for `accept`; five, the default, lose a burst of probes
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A scraper that hangs up is no news."""
@@ -92,14 +93,22 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _SLOW_CLIENT_S
 
+    def do_HEAD(self) -> None:
+        """Answer a HEAD, as some probes send: what GET would, without the body."""
+        self._answer(with_body=False)
+
     def do_GET(self) -> None:
         """Answer a GET."""
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
         status, content_type, body = self.pages.get(self.path.partition("?")[0], self.headers.get("Accept", ""))
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if with_body:
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Probes come every few seconds: only at debug level."""

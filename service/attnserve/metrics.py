@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -32,62 +33,42 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self.requests = Counter(
-            "attnserve_requests_total",
-            "Requests answered, by gRPC status code.",
-            ("method", *_MODEL, "code"),
-            registry=self.registry,
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = counter(
+            "attnserve_requests_total", "Requests answered, by gRPC status code.", ("method", *_MODEL, "code")
         )
-        self.request_duration = Histogram(
+        self.request_duration = histogram(
             "attnserve_request_duration_seconds",
             "From the request's arrival to its answer, successful requests to a model only.",
             ("method", *_MODEL),
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self.stage_duration = Histogram(
+        self.stage_duration = histogram(
             "attnserve_stage_duration_seconds",
             "Time of one request in a stage: decode, queue, infer, postprocess.",
             (*_MODEL, "stage"),
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self.batch_size = Histogram(
-            "attnserve_batch_size",
-            "Images in a batch that a worker ran.",
-            _MODEL,
-            buckets=SIZES,
-            registry=self.registry,
+        self.batch_size = histogram(
+            "attnserve_batch_size", "Images in a batch that a worker ran.", _MODEL, buckets=SIZES
         )
-        self.batch_duration = Histogram(
-            "attnserve_batch_duration_seconds",
-            "Time of one run of the engine.",
-            _MODEL,
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.images = Counter("attnserve_images_total", "Images classified.", _MODEL, registry=self.registry)
-        self.drops = Counter(
+        self.batch_duration = histogram("attnserve_batch_duration_seconds", "Time of one run of the engine.", _MODEL)
+        self.images = counter("attnserve_images_total", "Images classified.", _MODEL)
+        self.drops = counter(
             "attnserve_dropped_images_total",
             "Images refused or dropped without being run: expired, cancelled, overloaded, shutdown.",
             (*_MODEL, "reason"),
-            registry=self.registry,
         )
-        self.pending = Gauge(
-            "attnserve_pending_images", "Images accepted and not yet answered.", registry=self.registry
-        )
-        self.queued = Gauge("attnserve_queued_images", "Images that wait for a worker.", _MODEL, registry=self.registry)
-        self.model_info = Gauge(
+        self.pending = gauge("attnserve_pending_images", "Images accepted and not yet answered.")
+        self.queued = gauge("attnserve_queued_images", "Images that wait for a worker.", _MODEL)
+        self.model_info = gauge(
             "attnserve_model_info",
             "1 for each model version served.",
             (*_MODEL, "execution_provider", "precision", "card_digest"),
-            registry=self.registry,
         )
-        self.load_duration = Gauge(
-            "attnserve_model_load_seconds", "Time to load and warm a model version.", _MODEL, registry=self.registry
-        )
-        self.ready = Gauge("attnserve_ready", "1 while the server takes requests.", registry=self.registry)
-        build = Gauge("attnserve_build_info", "1; the version is a label.", ("version",), registry=self.registry)
+        self.load_duration = gauge("attnserve_model_load_seconds", "Time to load and warm a model version.", _MODEL)
+        self.ready = gauge("attnserve_ready", "1 while the server takes requests.")
+        build = gauge("attnserve_build_info", "1; the version is a label.", ("version",))
         build.labels(version("attnserve")).set(1)
 
     def watch_pending(self, read: Callable[[], int]) -> None:

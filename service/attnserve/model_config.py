@@ -16,6 +16,7 @@ from attnserve.inference import model_config_pb2 as pb
 FILE_NAME = "config.pbtxt"
 MOST_IN_BATCH = 4096  # the warm-up runs it, in memory
 MOST_WORKERS = 1024  # each is a thread
+MOST_UNKNOWN = 256  # fields that our ModelConfig lacks; each costs one more look at the whole file
 OPTIONAL_OUTPUTS = "optional_outputs"
 """Key of the parameter that names the outputs which only answer when asked for."""
 
@@ -83,7 +84,7 @@ def _parsed(text: str, path: Path) -> tuple[pb.ModelConfig, list[str]]:
     here one by one, where its error says that they stand.
     """
     unknown: list[str] = []
-    while True:
+    for _ in range(MOST_UNKNOWN):
         try:
             return text_format.Parse(text, pb.ModelConfig()), unknown
         except text_format.ParseError as error:
@@ -96,6 +97,7 @@ def _parsed(text: str, path: Path) -> tuple[pb.ModelConfig, list[str]]:
             if without is None:
                 raise ConfigError(f"{path}: {error}, and it does not end") from error
             text = without
+    raise ConfigError(f"{path}: holds {MOST_UNKNOWN} or more fields that Triton's ModelConfig is not known to have")
 
 
 _STRING = r'(?:"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')'

@@ -121,6 +121,11 @@ class Pipeline:
             call.fail(entry.error or Internal("inference failed"))
             return
         started = self._clock()
+        probabilities = entry.result.get("probabilities")
+        if probabilities is not None and not np.isfinite(probabilities).all():
+            log.error("model %s version %s: probabilities that are not finite", *call.model or ("", ""))
+            call.fail(Internal("the model's probabilities for this picture are not finite"))
+            return
         message = finish(entry.result)
         call.timings.postprocess_s = self._clock() - started
         call.reply(message)

@@ -6,6 +6,7 @@ and `model.json` (the card).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from attnserve.card import CARD_NAME, Card, sha256_of
 from attnserve.contract import ModelKey
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
+from attnserve.model_config import FILE_NAME as CONFIG_NAME
+
+log = logging.getLogger(__name__)
 
 MODEL_NAME = "model.onnx"
 
@@ -46,9 +50,20 @@ def model_folders(repository: Path) -> list[Path]:
     if not repository.is_dir():
         raise ConfigError(f"model repository {repository} is not a folder")
     folders = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
+    strays = [folder for folder in folders if not _may_be_model(folder)]
+    for folder in strays:  # lost+found, for one
+        log.warning("%s: neither config.pbtxt nor a version in it; not taken for a model", folder)
+    if len(strays) == len(folders):
         raise ConfigError(f"model repository {repository} holds no model")
-    return folders
+    return [folder for folder in folders if folder not in strays]
+
+
+def _may_be_model(folder: Path) -> bool:
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return False
+    return any(name == CONFIG_NAME or name.isdecimal() for name in names)
 
 
 def chosen_versions(folder: Path, policy: pb.ModelVersionPolicy) -> list[str]:

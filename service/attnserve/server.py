@@ -27,7 +27,7 @@ from attnserve.metrics import Metrics
 from attnserve.models import Models, load_all
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
-from attnserve.transport.grpcio import GrpcioTransport
+from attnserve.transport.grpcio import GrpcioTransport, check_free
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Server:
         While models load, `/livez` answers and `/readyz` says no. A second signal exits at once.
         """
         stop = _stop_on_signals()
+        host, port = split_address("grpc_address", self._config.grpc_address)
+        check_free(host, port)
         log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
         loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         stopping = asyncio.ensure_future(stop.wait())
@@ -66,7 +68,6 @@ class Server:
         models = await loading
         decode_pool = self._decode_pool()
         transport = self._transport(models, decode_pool)
-        host, port = split_address("grpc_address", self._config.grpc_address)
         port = await transport.start(host, port)
         await transport.set_serving()
         self._set_ready(True)

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from google.rpc import code_pb2
 
-from attnserve.client import Classification, Client, ClientError, ModelStatus, Picture, Prediction, SiteInfo, Timings
+from attnserve.client import (
+    Classification,
+    Client,
+    ClientError,
+    ModelStatus,
+    Picture,
+    Prediction,
+    SiteInfo,
+    Timings,
+    _with_port,
+)
 from attnserve.preprocess import CropBox
 from attnserve.v1 import attention_pb2 as pb
 
@@ -44,6 +54,20 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(client: Client, servi
         client.classify([b"cat"], model="fake", timeout_s=0.1)
     released.set()
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("localhost", "localhost:8001"),
+        ("localhost:80", "localhost:80"),
+        ("[::1]:80", "[::1]:80"),
+        ("unix:/tmp/socket", "unix:/tmp/socket"),
+        ("dns:///attnserve", "dns:///attnserve"),
+    ],
+)
+def test_a_bare_host_gets_the_default_port(target: str, expected: str) -> None:
+    assert _with_port(target) == expected
 
 
 def test_nobody_listening_is_unavailable() -> None:

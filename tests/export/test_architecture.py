@@ -1,3 +1,5 @@
+"""The description of a network: what is refused, and how it travels through JSON."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The variations of training pictures: bounded, seeded, and none where none was asked for."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Our checkpoints: what they hold, and what a hostile or damaged file gets."""
+
 from __future__ import annotations
 
 import pickle

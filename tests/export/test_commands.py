@@ -89,3 +89,57 @@ def test_labels_and_view_can_be_changed_at_export(photos: Path) -> None:
     Path("labels.txt").write_text("links\n")
     with pytest.raises(ConfigError, match="1 labels for 2 classes"):
         attnserve("export", *options, "--name", "b")
+
+
+def test_an_accuracy_measured_on_another_view_is_not_claimed(photos: Path) -> None:
+    assert attnserve("train", str(photos), "--output", "net.pt", *SMALL.split()) == 0
+    export = "net.pt --model-repository models --name"
+    assert attnserve("export", *export.split(), "same") == 0
+    assert attnserve("export", *export.split(), "other", "--image-size", "24") == 0
+    cards = [Card.from_json(Path("models", name, "1/model.json").read_text("utf-8")) for name in ("same", "other")]
+    assert [bool(card.evaluation) for card in cards] == [True, False]
+
+
+def test_what_the_split_did_with_the_pictures_is_said(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = [str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1", "--split", "number"]
+    assert attnserve("train", *split) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "photos: train 76, validation 0, test 24 pictures; 20 left out beside the cuts"
+    assert attnserve("train", *split, "--guard", "0") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "photos: train 96, validation 0, test 24 pictures"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--threads 0", "--threads must be positive"),
+        ("--seed -1", "seed must not be negative"),
+        ("--guard -1", "guard"),
+        ("--label-smoothing 1", "label_smoothing"),
+        ("--learning-rate nan", "learning_rate"),
+        ("--learning-rate 1e30", "the loss became"),
+        ("--test-fraction 0.001", "no picture to test on"),
+        ("--output photos", "is a folder"),
+        ("--output photos/left/IMG_1.png/net.pt", "--output"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_by_name(photos: Path, flags: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        attnserve("train", str(photos), "--output", "net.pt", *SMALL.split(), *flags.split())
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "empty" / label).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="hold no"):
+        attnserve("train", str(tmp_path / "empty"), "--output", str(tmp_path / "net.pt"))
+
+
+@pytest.mark.parametrize("labels", ["a\na\n", "a\n\n"])
+def test_labels_that_nobody_could_tell_apart_or_serve_are_refused(photos: Path, labels: str) -> None:
+    assert attnserve("train", str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1") == 0
+    Path("labels.txt").write_bytes(labels.encode())
+    export = "net.pt --model-repository models --name hands --labels labels.txt"
+    with pytest.raises(ConfigError, match="labels"):
+        attnserve("export", *export.split())
+    assert not Path("models/hands").exists()

@@ -1,3 +1,5 @@
+"""Reading and splitting labelled pictures: Fashion-MNIST's files and folders of class sub-folders."""
+
 from __future__ import annotations
 
 import gzip
@@ -40,6 +42,24 @@ def test_fashion_mnist_is_read_gzipped_or_not_and_grey_becomes_rgb(tmp_path: Pat
         assert (dataset.test.images[0, :, :, channel] == grey).all()
     assert dataset.licence.startswith("MIT")
     assert dataset.labels[9] == "Ankle boot"
+
+
+def test_the_end_of_fashion_mnists_training_file_can_be_held_out_and_the_record_leads_back(tmp_path: Path) -> None:
+    write_fashion(tmp_path, "train", 40, compress=True)
+    write_fashion(tmp_path, "t10k", 5, compress=True)
+    dataset = datasets.load("fashion-mnist", tmp_path, "", VIEW, SplitRule(validation=0.1))
+    assert (len(dataset.train), dataset.validation.labels.tolist()) == (36, [6, 7, 8, 9])
+    again = datasets.load("fashion-mnist", tmp_path, "", VIEW, datasets.recorded_rule(dataset.split))
+    assert (again.validation.images == dataset.validation.images).all()
+    whole = datasets.load("fashion-mnist", tmp_path, "", VIEW, None)
+    assert (len(whole.train), len(whole.validation)) == (40, 0)
+    assert len(datasets.load("fashion-mnist", tmp_path, "", VIEW, datasets.recorded_rule(whole.split)).train) == 40
+
+
+@pytest.mark.parametrize("split", [{}, {"kind": "moon"}, {"kind": "random", "phase": 1}])
+def test_a_record_that_names_no_split_is_refused(split: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="split"):
+        datasets.recorded_rule(split)
 
 
 def test_missing_fashion_mnist_names_the_debian_package(tmp_path: Path) -> None:

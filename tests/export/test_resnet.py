@@ -1,3 +1,5 @@
+"""The network against torchvision's, and attention in every place it may stand."""
+
 from __future__ import annotations
 
 import importlib

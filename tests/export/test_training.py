@@ -1,3 +1,5 @@
+"""The training loop: what it learns, how it resumes, and what it refuses."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +16,7 @@ from attnserve.export.augment import Augmentation
 from attnserve.export.checkpoint import Checkpoint
 from attnserve.export.datasets import Dataset, Pictures
 from attnserve.export.measure import accuracy
-from attnserve.export.training import Recipe, Trainer, build_optimizer
+from attnserve.export.training import Recipe, Trainer, build_optimizer, moving_average
 
 RECIPE = Recipe(
     epochs=4,
@@ -104,3 +106,25 @@ def test_an_impossible_recipe_is_refused() -> None:
     for wrong in ({"epochs": 0}, {"epochs": 1, "batch_size": 1}, {"epochs": 1, "ema_decay": 1.0}):
         with pytest.raises(ConfigError, match="training"):
             Recipe(**wrong)
+
+
+def test_the_moving_average_of_a_short_training_is_not_mostly_its_start() -> None:
+    """The share of the first weights after n steps; with a fixed 0.999 sixty steps would keep 94 %."""
+    average, zero = torch.ones(1), torch.zeros(1)
+    update = moving_average(0.999)
+    shares = {}
+    for step in range(1, 20_001):
+        update([average], [zero], step)
+        shares[step] = float(average)
+    assert shares[60] < 1e-6
+    fixed = moving_average(0.5)
+    for step in (1, 1000, 10**6):
+        last = torch.ones(1)
+        fixed([last], [zero], step)
+        assert float(last) == pytest.approx(min(0.5, (1 + step) / (10 + step)))
+
+
+def test_the_moving_average_forgets_by_the_decay_once_it_is_long() -> None:
+    average = torch.ones(1)
+    moving_average(0.999)([average], [torch.zeros(1)], 1_000_000)
+    assert float(average) == pytest.approx(0.999)

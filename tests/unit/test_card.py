@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -24,6 +25,9 @@ CARD = Card(
     evaluation=({"dataset": "noise", "accuracy": 0.5},),
     files={"model.onnx": "0" * 64},
 )
+
+
+SITE = dataclasses.asdict(CARD.sites[1])
 
 
 def changed(**fields) -> str:
@@ -79,6 +83,17 @@ def test_a_card_without_an_optional_field_has_its_default(field):
         changed(sites=[{"name": "bam1"}]),
         changed(sites=["bam1"]),
         changed(sites=5),
+        *(
+            changed(sites=[SITE | wrong])
+            for wrong in (
+                {"kind": "se"},
+                {"combine": "max"},
+                {"stride": 0},
+                {"channels": "16"},
+                {"height": 1.5},
+                {"spatial": 3},
+            )
+        ),
         changed(invented="later"),
     ],
 )

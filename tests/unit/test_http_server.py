@@ -113,6 +113,14 @@ def test_other_methods_are_not_implemented(server, method):
     assert request(server, "/metrics", method)[0] == 501
 
 
+def test_a_head_has_the_status_and_length_of_a_get_and_no_body(server):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)) as connection:
+        for path, status, length in [("/livez", 200, "3"), ("/readyz", 503, "10")]:
+            connection.request("HEAD", path)
+            reply = connection.getresponse()
+            assert (reply.status, reply.headers["Content-Length"], reply.read()) == (status, length, b"")
+
+
 def test_one_connection_may_ask_many_times(server):
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)) as connection:
         local_ports = set()

@@ -235,3 +235,8 @@ def test_a_file_that_is_no_text_is_refused_by_its_name(tmp_path):
 def test_the_kind_of_an_instance_group_is_read(read):
     config, _ = read("instance_group [ { kind: KIND_CPU count: 3 } ]")
     assert (config.instance_group[0].kind, config.instance_group[0].count) == (pb.ModelInstanceGroup.KIND_CPU, 3)
+
+
+def test_a_config_of_endless_unknown_fields_is_refused_soon(read):
+    with pytest.raises(ConfigError, match="256 or more fields"):
+        read("".join(f"invented{i}: 1\n" for i in range(5000)))

@@ -310,7 +310,7 @@ def test_reserved_parameters_are_refused_except_the_one_that_triton_s_own_client
 
 RESULT = {
     "probabilities": np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], np.float32),
-    "logits": np.array([[0, 1, 0], [-1, 0, 1]], np.float16),
+    "logits": np.array([[0, 1, 0], [-1, 0, 1]], np.float32),
     "attention/layer1/spatial": np.arange(8, dtype=np.float32).reshape(2, 2, 2),
 }
 LABELS = ("cat", "dog: small", "häß/lich")
@@ -331,7 +331,7 @@ def test_outputs_come_in_the_order_asked_with_one_raw_content_each():
     assert described == [
         ("attention/layer1/spatial", "FP32", [2, 2, 2]),
         ("probabilities", "FP32", [2, 3]),
-        ("logits", "FP16", [2, 3]),
+        ("logits", "FP32", [2, 3]),
     ]
     assert list(response.raw_output_contents) == [RESULT[output.name].tobytes() for output in response.outputs]
     assert not any(output.HasField("contents") for output in response.outputs)
@@ -378,5 +378,5 @@ def test_classification_beyond_the_classes_returns_all():
 
 def test_plain_and_classified_outputs_mix():
     response = replied(WantedOutput("logits"), WantedOutput("probabilities", 1))
-    assert [output.datatype for output in response.outputs] == ["FP16", "BYTES"]
+    assert [output.datatype for output in response.outputs] == ["FP32", "BYTES"]
     assert len(response.raw_output_contents) == 2

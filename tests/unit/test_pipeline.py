@@ -279,6 +279,21 @@ def test_a_finish_that_breaks_answers_internal_without_text_and_is_logged(
     assert admission.images == 0
 
 
+def test_probabilities_that_are_none_are_no_answer_and_harm_nobody_in_the_batch(pipeline, model, puppet, ask, mailbox):
+    first = ask()
+    pipeline.run_images(model, views(1), OUTPUTS, first.call, first_column)
+    held = puppet.next()
+    bad, good = ask(), ask()
+    for asked, value in ((bad, 2), (good, 3)):
+        pipeline.run_images(model, views(value), OUTPUTS, asked.call, first_column)
+    held.finish()
+    puppet.next().finish({"probabilities": np.array([[np.nan, 1], [3, 0]], np.float32)})
+    mailbox.open_until(lambda: bad.answers and good.answers)
+    assert (first.message, good.message) == ([1], [3])
+    assert isinstance(bad.error, Internal)
+    assert "not finite" in str(bad.error)
+
+
 def test_what_finish_refuses_is_the_answer(pipeline, model, puppet, ask, mailbox):
     def refuse(_):
         raise InvalidArgument("no labels")

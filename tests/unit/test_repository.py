@@ -34,10 +34,20 @@ def test_a_version_is_read_with_its_card_and_labels(write_entry, config):
 
 
 def test_models_are_found_by_name_and_hidden_folders_and_files_are_not(tmp_path):
-    for name in ("zebra", "ant", ".git"):
-        (tmp_path / name).mkdir()
+    for name in ("zebra/1", "ant/1", ".git/1"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "README.md").write_text("no model")
     assert [folder.name for folder in model_folders(tmp_path)] == ["ant", "zebra"]
+
+
+def test_a_folder_with_neither_config_nor_version_is_no_model_and_is_named(tmp_path, caplog):
+    """A volume of its own has lost+found."""
+    for name in ("lost+found", "only-a-version/3"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "only-a-config").mkdir()
+    (tmp_path / "only-a-config" / "config.pbtxt").write_text("")
+    assert [folder.name for folder in model_folders(tmp_path)] == ["only-a-config", "only-a-version"]
+    assert [record.args[0].name for record in caplog.records] == ["lost+found"]
 
 
 def test_a_repository_without_models_or_none_at_all_is_refused(tmp_path):

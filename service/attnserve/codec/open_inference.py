@@ -21,9 +21,6 @@ from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.postprocess import top_k
 from attnserve.session import INPUT
 
-DATATYPES = {"uint8": "UINT8", "float32": "FP32", "float16": "FP16", "int64": "INT64"}
-"""numpy dtype name -> protocol datatype, for everything a graph returns."""
-
 
 class WantedOutput(NamedTuple):
     """An output to return; `classification` > 0 turns it into that many `value:index:label` strings."""
@@ -162,8 +159,7 @@ def reply(
         if output.classification:
             contents, shape, datatype = _classes(array, output.classification, labels)
         else:
-            contents, shape = np.ascontiguousarray(array).tobytes(), array.shape
-            datatype = DATATYPES[array.dtype.name]
+            contents, shape, datatype = array.astype("<f4", copy=False).tobytes(), array.shape, "FP32"
         response.outputs.add(name=output.name, datatype=datatype, shape=shape)
         response.raw_output_contents.append(contents)
     return response

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from attnserve.client import Classification, Client, ClientError, ModelInfo, Timings
     from attnserve.map_files import MapFiles
 
+LONGEST_S = 86_400  # for one picture; gRPC's clock overflows far above
 PICTURES_IN_FLIGHT = 32
 """Enough to fill a batch on the server; few enough that maps of large pictures do not fill this side's memory."""
 
@@ -39,16 +41,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, not negative, got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError("must be positive")
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"must be seconds, above 0 and at most {LONGEST_S}, got {text!r}")
     return number
 
 
@@ -192,4 +196,5 @@ class _Table:
         print(line)
 
     def _row(self, image: str, rank: str, label: str, probability: str) -> None:
+        image = "".join(each if each.isprintable() else "?" for each in image)  # a name must not steer the terminal
         print(f"{image:<{self._image_width}}  {rank:>4}  {label:<{self._label_width}}  {probability:>11}".rstrip())

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from attnserve.export.record import command_line
 
     target = Target(args.model_repository, args.name, args.version, args.max_batch_size, args.force)
-    checkpoint = adapted(_load(args), args.image_size, args.labels)
+    checkpoint = labelled(_load(args), args.labels)
     command = command_line("export", args, args.parser)
     pictures = _pictures(args.images, checkpoint.preprocessing) if args.images else None
     evaluate, held_out = None, None
@@ -177,14 +177,11 @@ def _report(card: Card) -> None:
         )
 
 
-def adapted(checkpoint: Checkpoint, image_size: int | None, labels: Path | None) -> Checkpoint:
-    """The checkpoint with another view or other labels."""
-    if image_size:
-        view = dataclasses.replace(checkpoint.preprocessing, height=image_size, width=image_size)
-        checkpoint = dataclasses.replace(checkpoint, preprocessing=view)
+def labelled(checkpoint: Checkpoint, labels: Path | None) -> Checkpoint:
+    """The checkpoint with other labels."""
     if labels:
         try:
-            names = tuple(labels.read_text(encoding="utf-8").splitlines())
+            names = tuple(labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"labels: {error}") from error
         checkpoint = dataclasses.replace(checkpoint, labels=names)
@@ -210,7 +207,7 @@ def _dataset(args: argparse.Namespace, checkpoint: Checkpoint) -> Dataset:
     from attnserve.export import datasets
 
     record = checkpoint.training
-    rule = None if args.evaluate == datasets.FASHION_MNIST else datasets.SplitRule(**record["split"])
+    rule = datasets.recorded_rule(record.get("split", {}))
     dataset = datasets.load(args.evaluate, args.data_dir, record["licence"], checkpoint.preprocessing, rule)
     if dataset.name != record["dataset"]:
         raise ConfigError(f"--evaluate: the checkpoint was trained on {record['dataset']}, its split is of no use here")

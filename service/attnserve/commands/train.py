@@ -6,6 +6,7 @@ Owns the flags and their translation into an architecture, a split, an augmentat
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas between, got {text!r}") from None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +49,9 @@ def _configure_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--split", choices=("random", "number"), default="random",
                        help="a folder's test part: at random, or the highest numbers in the file names")  # fmt: skip
     group.add_argument("--test-fraction", type=float, default=0.2, metavar="F")
+    group.add_argument("--guard", type=int, default=20, metavar="N",
+                       help="with --split number, leave out the pictures whose number is less than N before a cut, so"
+                       " that nobody's pictures lie on both sides (default: %(default)s)")  # fmt: skip
     group.add_argument("--validation-fraction", type=float, default=0.0, metavar="F",
                        help="part to watch while choosing a recipe; never the test part")  # fmt: skip
 
@@ -89,9 +96,13 @@ def run(args: argparse.Namespace) -> int:
     """Train, then measure once on the test part; 0 also where --max-minutes ended it early."""
     import torch
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads must be positive, got {args.threads}")
         torch.set_num_threads(args.threads)
+    _check_output(args.output)
     trainer = build_trainer(args)
+    print(trainer.dataset.sizes, flush=True)
     if not trainer.run(args.output, args.max_minutes):
         print(f"stopped after epoch {trainer.epoch}; go on with --resume")
         return 0
@@ -99,6 +110,18 @@ def run(args: argparse.Namespace) -> int:
     for entry in trainer.checkpoint.evaluation:
         print(f"{entry['dataset']} {entry['split']}: accuracy {entry['accuracy']:.4f} on {entry['images']} pictures")
     return 0
+
+
+def _check_output(output: Path) -> None:
+    """Find out now, not after an epoch, that the checkpoint cannot be written."""
+    if output.is_dir():
+        raise ConfigError(f"--output: {output} is a folder")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output: {error}") from error
 
 
 def build_trainer(args: argparse.Namespace) -> Trainer:
@@ -128,7 +151,7 @@ def load_dataset(args: argparse.Namespace) -> tuple[Dataset, Preprocessing]:
 
     size = args.image_size or (28 if args.dataset == datasets.FASHION_MNIST else 96)
     preprocessing = Preprocessing(size, size)
-    rule = datasets.SplitRule(args.split, args.test_fraction, args.validation_fraction, seed=args.seed)
+    rule = datasets.SplitRule(args.split, args.test_fraction, args.validation_fraction, args.guard, args.seed)
     dataset = datasets.load(args.dataset, args.data_dir, args.licence, preprocessing, rule)
     mean, std = datasets.colour_statistics(dataset.train)
     return dataset, dataclasses.replace(preprocessing, mean=mean, std=std)

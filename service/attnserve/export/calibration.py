@@ -131,7 +131,7 @@ def calibration_set(
     record = checkpoint.training
     name = source if source == datasets.FASHION_MNIST else Path(source).resolve().name
     known = name == record.get("dataset")
-    rule = datasets.SplitRule(**record["split"]) if known and name != datasets.FASHION_MNIST else None
+    rule = datasets.recorded_rule(record.get("split", {})) if known else None
     licence = str(record.get("licence", "unknown"))
     dataset = datasets.load(source, data_dir, licence, checkpoint.preprocessing, rule)
     if not known:

@@ -26,6 +26,7 @@ FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where Debian's 
 FASHION_MNIST_LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+OWN_FILES = "the data set's own train and test files"
 FASHION_MNIST_LICENCE = "MIT (Zalando SE, 2017)"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LIMITS = DecodeLimits(max_bytes=2**26, max_pixels=2**26)  # one's own photos: what any camera makes
@@ -63,7 +64,9 @@ class SplitRule:
     def __post_init__(self) -> None:
         if self.kind not in ("random", "number"):
             raise ConfigError(f"split: must be random or number, got {self.kind!r}")
-        if self.test <= 0 or self.validation < 0 or self.test + self.validation >= 1:
+        if self.guard < 0 or self.seed < 0:
+            raise ConfigError(f"split: guard and seed must not be negative, got {self.guard} and {self.seed}")
+        if not (self.test > 0 and self.validation >= 0 and self.test + self.validation < 1):
             raise ConfigError(f"split: impossible fractions: test {self.test}, validation {self.validation}")
 
     def parts(self, names: list[str]) -> dict[str, list[int]]:
@@ -82,8 +85,9 @@ class SplitRule:
 
     def _by_number(self, numbers: list[int]) -> dict[str, list[int]]:
         rising = sorted(numbers)
-        first_test = rising[round(len(rising) * (1 - self.test))]
-        first_validation = rising[round(len(rising) * (1 - self.test - self.validation))]
+        last = len(rising) - 1
+        first_test = rising[min(last, round(len(rising) * (1 - self.test)))]
+        first_validation = rising[min(last, round(len(rising) * (1 - self.test - self.validation)))]
         ends = {"validation": first_test - self.guard, "train": first_validation - self.guard}
         return {
             "test": [i for i, n in enumerate(numbers) if n >= first_test],
@@ -103,6 +107,13 @@ class Dataset:
     validation: Pictures
     test: Pictures
     split: dict[str, Any]  # the rule that cut it, JSON-ready
+    left_out: int = 0  # pictures in no part, for they are too near a cut
+
+    @property
+    def sizes(self) -> str:
+        """How many pictures went where, for people."""
+        parts = f"train {len(self.train)}, validation {len(self.validation)}, test {len(self.test)} pictures"
+        return f"{self.name}: {parts}" + (f"; {self.left_out} left out beside the cuts" if self.left_out else "")
 
 
 def number_of(name: str) -> int:
@@ -117,17 +128,33 @@ def load(
     dataset: str, data_dir: Path | None, licence: str, preprocessing: Preprocessing, rule: SplitRule | None
 ) -> Dataset:
     """`fashion-mnist` from `data_dir`, or the folder of that name, cut by `rule`."""
+    rule = rule or SplitRule()
     if dataset == FASHION_MNIST:
-        return load_fashion_mnist(data_dir or FASHION_MNIST_DIR, preprocessing)
-    return load_folder(Path(dataset), licence, preprocessing, rule or SplitRule())
+        return load_fashion_mnist(data_dir or FASHION_MNIST_DIR, preprocessing, rule.validation)
+    return load_folder(Path(dataset), licence, preprocessing, rule)
 
 
-def load_fashion_mnist(folder: Path, preprocessing: Preprocessing) -> Dataset:
-    """The 60,000 training and 10,000 test pictures, grey replicated to RGB."""
-    train, test = (_fashion_mnist_part(folder, part, preprocessing) for part in ("train", "t10k"))
-    nothing = Pictures(train.images[:0], train.labels[:0])
-    split = {"kind": "the data set's own train and test files"}
-    return Dataset(FASHION_MNIST, FASHION_MNIST_LICENCE, FASHION_MNIST_LABELS, train, nothing, test, split)
+def recorded_rule(split: dict[str, Any]) -> SplitRule:
+    """The rule that a checkpoint's record names; raises `ConfigError` where it names none."""
+    try:
+        if split["kind"] == OWN_FILES:
+            return SplitRule(validation=split.get("validation", 0.0))
+        return SplitRule(**split)
+    except (KeyError, TypeError) as error:
+        raise ConfigError("the checkpoint does not say how its pictures were split") from error
+
+
+def load_fashion_mnist(folder: Path, preprocessing: Preprocessing, validation: float = 0.0) -> Dataset:
+    """The 60,000 training and 10,000 test pictures, grey replicated to RGB.
+
+    Args:
+        validation: Fraction of the training file, at its end, to hold out; the file is in random order.
+    """
+    whole, test = (_fashion_mnist_part(folder, part, preprocessing) for part in ("train", "t10k"))
+    cut = len(whole) - round(len(whole) * validation)
+    train, held_out = (Pictures(whole.images[part], whole.labels[part]) for part in (slice(cut), slice(cut, None)))
+    split: dict[str, Any] = {"kind": OWN_FILES} | ({"validation": validation} if validation else {})
+    return Dataset(FASHION_MNIST, FASHION_MNIST_LICENCE, FASHION_MNIST_LABELS, train, held_out, test, split)
 
 
 def _fashion_mnist_part(folder: Path, part: str, preprocessing: Preprocessing) -> Pictures:
@@ -155,6 +182,8 @@ def load_folder(folder: Path, licence: str, preprocessing: Preprocessing, rule: 
     if len(classes) < 2:
         raise ConfigError(f"{folder}: expected a folder with a sub-folder of pictures for each of two or more classes")
     paths = [path for sub in classes for path in sorted(sub.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ConfigError(f"{folder}: its sub-folders hold no {', '.join(SUFFIXES)} files")
     index = {sub.name: i for i, sub in enumerate(classes)}
     images = np.stack([picture(path, preprocessing) for path in paths])
     labels = np.array([index[path.parent.name] for path in paths], dtype=np.int64)
@@ -162,10 +191,15 @@ def load_folder(folder: Path, licence: str, preprocessing: Preprocessing, rule: 
         part: Pictures(images[chosen], labels[chosen])
         for part, chosen in rule.parts([path.name for path in paths]).items()
     }
-    if not len(parts["train"]):
-        raise ConfigError(f"{folder}: the split leaves no picture to train on")
+    left_out = len(paths) - sum(map(len, parts.values()))
+    for part, size in ((part, len(parts[part])) for part in ("train", "test")):
+        if not size:
+            raise ConfigError(
+                f"{folder}: the split leaves no picture to {part} on: {len(paths)} in all, {left_out} of"
+                " them left out beside the cuts (--guard, --test-fraction)"
+            )
     split = {name: getattr(rule, name) for name in ("kind", "test", "validation", *_details(rule))}
-    return Dataset(folder.resolve().name, licence, tuple(index), **parts, split=split)
+    return Dataset(folder.resolve().name, licence, tuple(index), **parts, split=split, left_out=left_out)
 
 
 def _details(rule: SplitRule) -> tuple[str, ...]:

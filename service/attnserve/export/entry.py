@@ -116,6 +116,7 @@ def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
     """
     if target.version_folder.exists() and not target.force:
         raise ConfigError(f"{target.version_folder} exists; choose another --version, or replace it with --force")
+    _check_labels(checkpoint.labels)
     network = checkpoint.network()
     sites = find_sites(checkpoint.architecture, network, checkpoint.preprocessing)
     outputs = output_names(sites)
@@ -201,6 +202,15 @@ def _staging(target: Target) -> Iterator[Path]:
     target.repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.repository) as folder:
         yield Path(folder)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    """labels.txt has one a line, and people tell classes apart by them."""
+    for label in labels:
+        if not label or "\n" in label or "\r" in label:
+            raise ConfigError(f"labels: each must be one line of text, got {label!r}")
+    if len(set(labels)) != len(labels):
+        raise ConfigError("labels: some stand twice")
 
 
 def _check_siblings(staged: Path, target: Target) -> None:

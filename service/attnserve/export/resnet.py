@@ -7,6 +7,7 @@ the network. Knows nothing of pictures, training or files.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def build_attention(attention: Attention, channels: int) -> Cbam | Bam:
     )
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """What both kinds of residual block share: relu(shortcut(x) + attention(residual(x)))."""
 
     expansion = 1
@@ -64,9 +65,9 @@ class Block(nn.Module):
         if attention:
             self.add_module(attention.kind, build_attention(attention, channels))
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
         """The block's convolutions, without shortcut, attention and last ReLU."""
-        raise NotImplementedError
 
     def observe(self, x: Tensor) -> tuple[Tensor, Maps | None]:
         """The block's output and what its attention computed."""

@@ -59,8 +59,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
             raise ConfigError("training: needs at least one epoch and two pictures a batch")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"training: ema_decay must be within 0..1, got {self.ema_decay}")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and self.warmup_epochs >= 0):
+            raise ConfigError("training: learning_rate must be positive, weight_decay and warmup_epochs not negative")
+        for name in ("ema_decay", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"training: {name} must be within 0..1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"training: seed must not be negative, got {self.seed}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("training: no CUDA device is available to torch")
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate after `progress` epochs."""
@@ -101,6 +108,8 @@ class Trainer:
             loss, hits = self.train_epoch()
             self.minutes += (time.monotonic() - started) / 60
             self._report(loss, hits)
+            if not math.isfinite(loss):
+                raise ConfigError(f"training: the loss became {loss}; try a lower --learning-rate")
             self._save(output)
             if max_minutes is not None and self.minutes - before >= max_minutes and self.epoch < self.recipe.epochs:
                 return False

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from itertools import groupby
@@ -245,6 +246,19 @@ class GrpcioTransport:
             answered.exception()  # marks it as seen: a caller that leaves now is no event for the log
         else:
             answered.set_result(message)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `ConfigError` where that address is taken, so that nobody waits for models to load to hear of it."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC sets it: past connections may linger
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise ConfigError(f"cannot listen for gRPC on {joined_address(host, port)}: {error}") from error
 
 
 class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types

@@ -186,7 +186,9 @@ def _own(raw: Mapping[str, Any], path: Path, choices: Choices) -> Recognised:
         given = ", ".join(map(flag, [*choices.facts, *(["dialect"] if choices.dialect else [])]))
         raise ConfigError(f"{path.name} is a checkpoint of `{TRAIN}`, which says these itself: {given}")
     checkpoint = Checkpoint.parse(raw, path.name)
-    checkpoint.preprocessing = viewed(checkpoint.preprocessing, choices.view)
+    view = viewed(checkpoint.preprocessing, choices.view)
+    if view != checkpoint.preprocessing:  # its accuracy was measured on another view
+        checkpoint = dataclasses.replace(checkpoint, preprocessing=view, evaluation=[])
     attention = checkpoint.architecture.attention
     kind = "plain" if attention is None else "lcbam" if attention.light else attention.kind
     return Recognised(TRAIN, "our own checkpoint", kind, checkpoint)
