@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attnserve.card import Card
@@ -98,6 +99,29 @@ def test_an_accuracy_measured_on_another_view_is_not_claimed(photos: Path) -> No
     assert attnserve("export", *export.split(), "other", "--image-size", "24") == 0
     cards = [Card.from_json(Path("models", name, "1/model.json").read_text("utf-8")) for name in ("same", "other")]
     assert [bool(card.evaluation) for card in cards] == [True, False]
+
+
+def test_weights_without_a_record_are_measured_and_narrowed_on_folders_that_are_named(photos: Path) -> None:
+    assert attnserve("train", str(photos), "--output", "net.pt", *SMALL.split()) == 0
+    trained = Checkpoint.load(Path("net.pt"))
+    torch.save(trained.state_dict, "bare.pt")
+    mean, std = (",".join(map(str, numbers)) for numbers in (trained.preprocessing.mean, trained.preprocessing.std))
+    words = f"bare.pt --model-repository models --labels labels.txt --image-size 32 --mean {mean} --std {std}"
+    words += " --precision int8 --calibration-images photos --evaluate photos --max-accuracy-drop 100"
+    export = words.split()
+    Path("labels.txt").write_text("right\nleft\n")  # not the order of the sub-folders
+    assert attnserve("export", *export, "--name", "swapped") == 0
+    Path("labels.txt").write_text("left\nright\n")
+    assert attnserve("export", *export, "--name", "right") == 0
+    cards = [Card.from_json(Path("models", name, "1/model.json").read_text("utf-8")) for name in ("right", "swapped")]
+    (measured,), (other,) = cards[0].evaluation, cards[1].evaluation
+    assert (measured["dataset"], measured["split"], measured["images"]) == ("photos", "all pictures", 120)
+    assert measured["accuracy"] > 0.9
+    assert measured["accuracy"] + other["accuracy"] == pytest.approx(1)
+    assert cards[0].quantisation["images"] == 120
+    Path("labels.txt").write_text("up\ndown\n")
+    with pytest.raises(ConfigError, match="classes that the network has not: left, right"):
+        attnserve("export", *export, "--name", "none")
 
 
 def test_what_the_split_did_with_the_pictures_is_said(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

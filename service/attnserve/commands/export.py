@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from attnserve.export.augment import Augmentation
     from attnserve.export.calibration import CalibrationSet
     from attnserve.export.checkpoint import Checkpoint
-    from attnserve.export.datasets import Dataset
     from attnserve.export.precision import Precision
 
 
@@ -38,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--images", type=Path, metavar="DIR", help="real pictures to check parity on, besides noise")
     parser.add_argument("--evaluate", metavar="DATASET",
-                        help="measure the exported model on the test part of its training's data set")  # fmt: skip
+                        help="measure the exported model: on the test part of what it was trained on, or on all"
+                        " pictures of another folder with a sub-folder per class")  # fmt: skip
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the Fashion-MNIST idx files")
     parser.add_argument("--force", action="store_true", help="replace the version where it exists")
     _add_precision_arguments(parser.add_argument_group("precision and calibration"))
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the entry, and say where and how exact it is."""
     import onnxruntime
 
+    from attnserve.export import datasets
     from attnserve.export.entry import Job, Target, write_entry
     from attnserve.export.measure import evaluation
     from attnserve.export.record import command_line
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     pictures = _pictures(args.images, checkpoint.preprocessing) if args.images else None
     evaluate, held_out = None, None
     if args.evaluate:
-        dataset = _dataset(args, checkpoint)
+        view = checkpoint.preprocessing
+        dataset = datasets.held_out(args.evaluate, args.data_dir, checkpoint.training, view, checkpoint.labels)
         held_out = dataset.test
         pictures = held_out.images if pictures is None else pictures
         engine = f"onnxruntime {onnxruntime.__version__} CPU"
@@ -124,8 +126,6 @@ def _load(args: argparse.Namespace) -> Checkpoint:
     )
     checkpoint = found.settled()
     if found.dialect != TRAIN:
-        if args.evaluate:
-            raise ConfigError("--evaluate: needs a checkpoint of `attnserve train`, which says how its data was split")
         print(f"{args.checkpoint.name}: dialect {found.dialect}")
         if not args.labels:
             print(f"no --labels: the classes are called {checkpoint.labels[0]!r} to {checkpoint.labels[-1]!r}")
@@ -200,15 +200,3 @@ def _pictures(folder: Path, preprocessing: Preprocessing, most: int = 5) -> NDAr
     if not paths:
         raise ConfigError(f"no pictures in {folder}")
     return np.stack([datasets.picture(path, preprocessing) for path in paths[spaced(len(paths), most)]])
-
-
-def _dataset(args: argparse.Namespace, checkpoint: Checkpoint) -> Dataset:
-    """The data set the checkpoint was trained on, split by its own rule."""
-    from attnserve.export import datasets
-
-    record = checkpoint.training
-    rule = datasets.recorded_rule(record.get("split", {}))
-    dataset = datasets.load(args.evaluate, args.data_dir, record["licence"], checkpoint.preprocessing, rule)
-    if dataset.name != record["dataset"]:
-        raise ConfigError(f"--evaluate: the checkpoint was trained on {record['dataset']}, its split is of no use here")
-    return dataset

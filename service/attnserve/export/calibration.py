@@ -135,7 +135,7 @@ def calibration_set(
     licence = str(record.get("licence", "unknown"))
     dataset = datasets.load(source, data_dir, licence, checkpoint.preprocessing, rule)
     if not known:
-        return CalibrationSet(name, FOREIGN, _some(_relabelled(dataset, checkpoint.labels)))
+        return CalibrationSet(name, FOREIGN, _some(_everything(dataset, checkpoint.labels)))
     if len(dataset.validation):
         return CalibrationSet(name, HELD_OUT, _some(dataset.validation))
     return CalibrationSet(name, SEEN, vary(_some(dataset.train), augmentation()))
@@ -165,12 +165,5 @@ def _some(pictures: Pictures) -> Pictures:
     return Pictures(pictures.images[chosen], pictures.labels[chosen])
 
 
-def _relabelled(dataset: Dataset, labels: tuple[str, ...]) -> Pictures:
-    """All pictures, with the network's class indices."""
-    strange = [label for label in dataset.labels if label not in labels]
-    if strange:
-        raise ConfigError(f"--calibrate: {dataset.name} has classes that the network has not: {', '.join(strange)}")
-    index = np.array([labels.index(label) for label in dataset.labels], dtype=np.int64)
-    parts = (dataset.train, dataset.validation, dataset.test)
-    images, numbers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return Pictures(images, index[numbers])
+def _everything(dataset: Dataset, labels: tuple[str, ...]) -> Pictures:
+    return datasets.relabelled([dataset.train, dataset.validation, dataset.test], dataset.labels, labels)

@@ -98,7 +98,7 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled data set, cut into parts; `validation` may be empty."""
+    """A labelled data set, cut into parts; `train` and `validation` may be empty."""
 
     name: str
     licence: str
@@ -108,12 +108,41 @@ class Dataset:
     test: Pictures
     split: dict[str, Any]  # the rule that cut it, JSON-ready
     left_out: int = 0  # pictures in no part, for they are too near a cut
+    test_name: str = "test"  # for records
 
     @property
     def sizes(self) -> str:
         """How many pictures went where, for people."""
         parts = f"train {len(self.train)}, validation {len(self.validation)}, test {len(self.test)} pictures"
         return f"{self.name}: {parts}" + (f"; {self.left_out} left out beside the cuts" if self.left_out else "")
+
+
+def held_out(source: str, data_dir: Path | None, record: dict[str, Any], preprocessing: Preprocessing,
+             labels: tuple[str, ...]) -> Dataset:  # fmt: skip
+    """What a network may be measured on, as the `test` part.
+
+    Of the data set it was trained on, by its `record`: the part that was kept back. Of another: Fashion-MNIST's test
+    file, or all pictures of the folder, whose classes must be among the network's `labels`.
+    """
+    licence = str(record.get("licence", "unknown"))
+    if (source if source == FASHION_MNIST else Path(source).resolve().name) == record.get("dataset"):
+        return load(source, data_dir, licence, preprocessing, recorded_rule(record.get("split", {})))
+    dataset = load(source, data_dir, licence, preprocessing, None)
+    if source == FASHION_MNIST:
+        pictures, name = relabelled([dataset.test], dataset.labels, labels), "test"
+    else:
+        pictures, name = relabelled([dataset.train, dataset.test], dataset.labels, labels), "all pictures"
+    nothing = Pictures(pictures.images[:0], pictures.labels[:0])
+    return Dataset(dataset.name, licence, labels, nothing, nothing, pictures, {"kind": name}, test_name=name)
+
+
+def relabelled(parts: list[Pictures], given: tuple[str, ...], labels: tuple[str, ...]) -> Pictures:
+    """The parts as one, their class indices into `given` turned into such into `labels`; raises `ConfigError`."""
+    if strange := [label for label in given if label not in labels]:
+        raise ConfigError(f"classes that the network has not: {', '.join(strange)}; it has {', '.join(labels)}")
+    index = np.array([labels.index(label) for label in given], dtype=np.int64)
+    images, numbers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return Pictures(images, index[numbers])
 
 
 def number_of(name: str) -> int:

@@ -35,8 +35,10 @@ def accuracy(classify: Classifier, pictures: Pictures) -> float:
 
 
 def evaluation(classify: Classifier, dataset: Dataset, measured_with: str, command: str) -> list[dict[str, Any]]:
-    """Entries for the test part and, for Fashion-MNIST, also for its first 1,000 pictures (what a quick check uses)."""
-    parts = {"test": dataset.test}
+    """Entries for the test part, by `dataset`'s name for it; of Fashion-MNIST also for the first 1,000 of it, which a
+    quick check uses.
+    """
+    parts = {dataset.test_name: dataset.test}
     if dataset.name == FASHION_MNIST:
         parts["test, first 1000"] = Pictures(dataset.test.images[:1000], dataset.test.labels[:1000])
     return [
