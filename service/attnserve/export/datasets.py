@@ -228,7 +228,8 @@ def load_folder(folder: Path, licence: str, preprocessing: Preprocessing, rule: 
                 " them left out beside the cuts (--guard, --test-fraction)"
             )
     split = {name: getattr(rule, name) for name in ("kind", "test", "validation", *_details(rule))}
-    return Dataset(folder.resolve().name, licence, tuple(index), **parts, split=split, left_out=left_out)
+    train, validation, test = (parts[part] for part in ("train", "validation", "test"))
+    return Dataset(folder.resolve().name, licence, tuple(index), train, validation, test, split, left_out)
 
 
 def _details(rule: SplitRule) -> tuple[str, ...]:
