@@ -1,4 +1,6 @@
-"""Whether the server takes a request on: bounds what is accepted and not yet answered, before anything is decoded."""
+"""Whether the server takes a request on, before anything is decoded: bounds what is accepted and not yet answered, and
+refuses what could not be answered in time.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import threading
 
 from attnserve.errors import Overloaded, Unavailable
 
-_SHORTEST_RETRY_S = 0.05  # sooner than that the queue has hardly moved
+SHORTEST_RETRY_S = 0.05  # sooner than that the queue has hardly moved
 _LONGEST_RETRY_S = 5.0
 
 
@@ -29,17 +31,25 @@ class Admission:
         """Pictures accepted and not yet answered."""
         return self._images
 
-    def admit(self, images: int, size_bytes: int, predicted_wait_s: float) -> None:
+    def admit(self, images: int, size_bytes: int, wait_s: float, run_s: float, slack_s: float) -> None:
         """Take a request on; `release` must follow.
 
-        Raises `Overloaded` with the time after which to try again, or `Unavailable` once closed.
+        Args:
+            wait_s: Predicted, until its last image starts.
+            run_s: Predicted, from there to its end.
+            slack_s: From now to its deadline.
+
+        Raises `Overloaded` with the time after which to try again, or `Unavailable` once closed. What would not wait is
+        not refused for the time it takes: the prediction may be wrong, and would never learn.
         """
+        late_s = wait_s + run_s - slack_s
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down")
             if self._images + images > self._max_images or self._bytes + size_bytes > self._max_bytes:
-                retry_after_s = min(max(predicted_wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
-                raise Overloaded("the server has as many pictures as it can hold", retry_after_s=retry_after_s)
+                raise Overloaded("the server has as many pictures as it can hold", retry_after_s=_retry(wait_s))
+            if wait_s > 0 and late_s > 0:
+                raise Overloaded("the deadline cannot be met: too much is waiting", retry_after_s=_retry(late_s))
             self._images += images
             self._bytes += size_bytes
 
@@ -53,3 +63,7 @@ class Admission:
         with self._lock:
             self._images -= images
             self._bytes -= size_bytes
+
+
+def _retry(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_RETRY_S), _LONGEST_RETRY_S)

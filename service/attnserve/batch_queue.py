@@ -1,88 +1,231 @@
 """Which rows run next: the batching policy of one model version, as a plain object without threads, clocks or sockets.
 
-Law: an idle worker never waits while rows are queued, so batches grow only because all workers are busy.
-Law: an entry that was cancelled or has expired leaves before it is launched.
-Law: rows leave in the order in which their entries came.
+Law: an idle worker never waits while rows are queued, unless config.pbtxt asks for a delay; batches grow only because
+all workers are busy.
+Law: an entry that was cancelled, has expired or cannot end in time leaves before it is launched.
+Law: of two priority classes the higher goes first, and waiting lifts an entry; within a class clients get equal shares
+(`fair_queue`); within a client the earliest deadline goes first, and what came first of equal ones.
+Law: a batch is no larger than its most urgent image allows, and than still gains throughput (`latency_table`).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Generic
 
-from attnserve.contract import Batch, Entry, Slice
-from attnserve.errors import Cancelled, DeadlineExceeded
+from attnserve.contract import Batch, Slice, W
+from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded
+from attnserve.fair_queue import FairQueue
+from attnserve.latency_table import LatencyTable
+
+MOST_LEVELS = 16  # priority classes that a policy may have; each has queues of its own
+_COMPACT_ABOVE = 64  # numbers of entries that left, in the heap of deadlines, besides as many that wait
 
 
-class BatchQueue:
-    """First in, first out, by rows; an entry may be split over several batches.
+@dataclass(frozen=True)
+class Policy:
+    """What config.pbtxt says of a model's batches.
 
-    Args:
+    Attributes:
         max_batch_size: Most rows in one batch.
+        preferred_batch_sizes: A batch that reaches one of these is cut there; `max_queue_delay_s` waits for the first.
+        max_queue_delay_s: How long an idle worker may wait for the batch to grow; 0 never waits.
+        levels: Priority classes; 1 is served first.
+        ageing_s: So much waiting lifts an entry by one class.
     """
 
-    def __init__(self, max_batch_size: int) -> None:
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be positive, got {max_batch_size}")
-        self.max_batch_size = max_batch_size
-        self._entries: deque[Entry] = deque()
-        self._rows = 0
+    max_batch_size: int
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_s: float = 0.0
+    levels: int = 1
+    ageing_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be positive, got {self.max_batch_size}")
+
+
+class BatchQueue(Generic[W]):
+    """The rows of one model version that wait; an entry may be split over several batches.
+
+    Args:
+        table: What batches cost; the queue keeps no other copy.
+    """
+
+    def __init__(self, policy: Policy, table: LatencyTable | None = None) -> None:
+        self.policy = policy
+        self.table = table or LatencyTable()
+        quantum = max(1, policy.max_batch_size // 4)  # so that a batch of the largest size can hold four clients
+        self._classes: list[FairQueue[W]] = [FairQueue(quantum) for _ in range(policy.levels)]
+        self._orders = itertools.count()
+        self._entries: dict[int, W] = {}  # those that wait, by number, in the order of arrival
+        self._deadlines: list[tuple[float, int]] = []  # a heap, some of it of entries that left
+        self._promotions: list[deque[tuple[float, int]]] = [deque() for _ in self._classes]  # when, and whose
 
     @property
     def rows(self) -> int:
-        """Images that wait, those of cancelled and expired entries included until `take` comes upon them."""
-        return self._rows
+        """Images that wait; those that were cancelled meanwhile, but not discarded, count until `take` finds them."""
+        return sum(each.rows for each in self._classes)
 
-    def put(self, entry: Entry, now: float) -> None:
-        """Append an entry; it belongs to the queue until `take` or `clear` returns its last row."""
+    @property
+    def limit(self) -> int:
+        """The largest batch worth forming now, whoever is in it."""
+        return self.table.efficient_size(self.policy.max_batch_size)
+
+    def put(self, entry: W, now: float) -> None:
+        """Append an entry; it belongs to the queue until `take`, `discard` or `clear` returns its last row."""
         if not entry.rows:
             raise ValueError("an entry without images can never be answered. This is a bug.")
         entry.enqueued_at = now
-        self._entries.append(entry)
-        self._rows += entry.rows
+        entry.order = next(self._orders)
+        entry.level = min(max(entry.level, 1), len(self._classes))
+        self._entries[entry.order] = entry
+        if len(self._deadlines) > 2 * max(_COMPACT_ABOVE, len(self._entries)):
+            self._deadlines = [item for item in self._deadlines if item[1] in self._entries]
+            heapify(self._deadlines)
+        heappush(self._deadlines, (entry.deadline, entry.order))
+        self._enter(entry, now)
 
-    def take(self, now: float, idle_workers: int = 1) -> tuple[Batch, list[Entry]]:
+    def rows_ahead(self, client: str, level: int, rows: int) -> int:
+        """Most images that are launched before the last of `rows` new ones of that client (itself not counted)."""
+        level = min(max(level, 1), len(self._classes))
+        higher = sum(each.rows for each in self._classes[: level - 1])
+        return higher + self._classes[level - 1].rows_ahead(client, rows)
+
+    def ready_at(self, now: float) -> float:
+        """When an idle worker should take: at once, or where a delay is configured, when it ends."""
+        if not self.policy.max_queue_delay_s or not self.rows:
+            return now
+        wanted = min(self.policy.preferred_batch_sizes, default=self.limit)
+        if self.rows >= wanted:
+            return now
+        oldest = next(iter(self._entries.values()))
+        while self._deadlines[0][1] not in self._entries:
+            heappop(self._deadlines)
+        urgent = self._deadlines[0][0] - self.table.predicted_s(wanted)
+        return max(now, min(oldest.enqueued_at + self.policy.max_queue_delay_s, urgent))
+
+    def take(self, now: float, idle_workers: int = 1) -> tuple[Batch[W], list[W]]:
         """The next batch for one of `idle_workers` idle workers, and the entries that left without being launched.
 
         The batch holds ceil(queued / idle_workers) rows, so that the other idle workers get their share, and at most
-        `max_batch_size`; it may be empty. Each dropped entry has its `error` set here; rows of an entry that failed
-        earlier leave silently, for whoever failed it has answered it.
+        `limit`; it may be empty. Each dropped entry has its `error` set here.
         """
-        room = min(self.max_batch_size, -(-self._rows // idle_workers))
-        slices: list[Slice] = []
-        dropped: list[Entry] = []
-        rows = 0
-        while rows < room and self._entries:
-            entry = self._entries[0]
-            if entry.error is not None or _must_drop(entry, now, dropped):
-                self._rows -= entry.rows - entry.taken
-                self._entries.popleft()
-                continue
-            start = entry.taken
-            stop = min(entry.rows, start + room - rows)
-            slices.append(Slice(entry, start, stop))
-            entry.taken = stop
-            entry.outstanding += stop - start
-            rows += stop - start
-            if stop == entry.rows:
-                self._entries.popleft()
-        self._rows -= rows
+        dropped = self._expired(now)
+        self._lift(now)
+        room = self._room(idle_workers)
+        slices: list[Slice[W]] = []
+        rows, tightest = 0, math.inf
+        while rows < room and (found := self._next(dropped)) is not None:
+            entry, turn = found
+            if entry.deadline < tightest:
+                fitting = self.table.largest_within(entry.deadline - now, room)
+                if fitting <= rows and rows:
+                    break  # it would be late in this batch, or make the batch late: let it lead the next
+                if fitting < room and self._gives_way(entry, fitting, now, room):
+                    self._drop(entry, DeadlineExceeded("the deadline could not be met"), dropped)
+                    continue
+                tightest, room = entry.deadline, fitting or room
+            rows += self._launch(entry, min(room - rows, turn), slices)
         return Batch(tuple(slices), rows), dropped
 
-    def clear(self) -> list[Entry]:
-        """Take everything out, not launched; the caller answers the entries."""
-        entries = list(self._entries)
-        self._entries.clear()
-        self._rows = 0
+    def discard(self, entry: W, error: AttnserveError) -> bool:
+        """Take out an entry's waiting rows and give it the error; False where none wait here."""
+        if entry.order not in self._entries:
+            return False
+        self._drop(entry, error, [])
+        return True
+
+    def clear(self) -> list[W]:
+        """Take everything out, not launched, in the order of arrival; the caller answers the entries."""
+        entries = list(self._entries.values())
+        for entry in entries:
+            self._leave(entry)
         return entries
 
+    def _room(self, idle_workers: int) -> int:
+        share = -(-self.rows // idle_workers)
+        room = min(self.limit, share)
+        return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 
-def _must_drop(entry: Entry, now: float, dropped: list[Entry]) -> bool:
-    """Whether the entry is cancelled or expired; if so it gets its error and joins `dropped`."""
-    if entry.cancelled:
-        entry.error = Cancelled("the caller went away")
-    elif entry.deadline <= now:
-        entry.error = DeadlineExceeded("the deadline passed before the request ran")
-    else:
+    def _next(self, dropped: list[W]) -> tuple[W, int] | None:
+        """Whose rows go next, and how many at most; drops what was cancelled on the way."""
+        for each in self._classes:
+            while (found := each.peek()) is not None:
+                if not found[0].cancelled:
+                    return found
+                self._drop(found[0], Cancelled("the caller went away"), dropped)
+        return None
+
+    def _launch(self, entry: W, most: int, slices: list[Slice[W]]) -> int:
+        """Launch at most so many rows of the entry; returns how many."""
+        count = min(entry.waiting, most)
+        start, entry.taken = entry.taken, entry.taken + count
+        entry.outstanding += count
+        self._classes[entry.level - 1].charge(entry, count)
+        if not entry.waiting:
+            del self._entries[entry.order]
+        if slices and slices[-1].entry is entry:
+            start = slices.pop().start
+        slices.append(Slice(entry, start, entry.taken))
+        return count
+
+    def _gives_way(self, entry: W, fitting: int, now: float, room: int) -> bool:
+        """Whether to drop an entry that allows only a batch of `fitting`, fewer than the `room` there is.
+
+        It is late anyway (0 fit), or more rows are as urgent as such a batch could carry: then shrinking the batch for
+        each of them in turn would make all of them late, so the most urgent one gives way (early drop: Shen et al.,
+        Nexus, SOSP 2019). Alone it always runs, for the table may be wrong and would never learn.
+        """
+        if self.rows == entry.waiting:
+            return False
+        if not fitting:
+            return True
+        horizon, urgent = now + self.table.predicted_s(room), 0
+        for deadline, order in self._deadlines:  # urgent ones lie near the heap's beginning
+            if deadline <= horizon and order in self._entries:
+                urgent += self._entries[order].waiting
+                if urgent > fitting:
+                    return True
         return False
-    dropped.append(entry)
-    return True
+
+    def _expired(self, now: float) -> list[W]:
+        """Drop every entry whose deadline has come."""
+        dropped: list[W] = []
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._entries):
+            entry = self._entries.get(heappop(self._deadlines)[1])
+            if entry is None:
+                continue
+            late = DeadlineExceeded("the deadline passed before the request ran")
+            self._drop(entry, Cancelled("the caller went away") if entry.cancelled else late, dropped)
+        return dropped
+
+    def _drop(self, entry: W, error: AttnserveError, dropped: list[W]) -> None:
+        entry.error = error
+        self._leave(entry)
+        dropped.append(entry)
+
+    def _leave(self, entry: W) -> None:
+        """Take out an entry's waiting rows."""
+        del self._entries[entry.order]
+        self._classes[entry.level - 1].discard(entry)
+
+    def _enter(self, entry: W, now: float) -> None:
+        self._classes[entry.level - 1].put(entry)
+        if entry.level > 1:
+            self._promotions[entry.level - 1].append((now + self.policy.ageing_s, entry.order))
+
+    def _lift(self, now: float) -> None:
+        """Move entries that have waited in their class for `ageing_s` to the next higher one."""
+        for level in range(2, len(self._classes) + 1):
+            promotions = self._promotions[level - 1]
+            while promotions and (promotions[0][0] <= now or promotions[0][1] not in self._entries):
+                entry = self._entries.get(promotions.popleft()[1])
+                if entry is not None and entry.level == level:
+                    self._classes[level - 1].discard(entry)
+                    entry.level = level - 1
+                    self._enter(entry, now)

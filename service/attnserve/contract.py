@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,19 +55,48 @@ class Backend(Protocol):
         """Compute `outputs` for images (N, H, W, 3); each result's first axis is N. Blocks; may raise anything."""
 
 
+class Waiting(Protocol):
+    """Rows that belong together and wait for a worker, as the queues see them.
+
+    Attributes:
+        client: Who asks; clients get equal shares of a priority class.
+        level: Priority class, 1 first; waiting lifts it.
+        deadline: On the queue's clock, in seconds; rows that have not started by then are dropped.
+        order, enqueued_at: Set by the queue; earlier ones have lower numbers.
+        taken: Rows handed to workers so far.
+        outstanding: Rows in workers' hands now.
+        cancelled: Set by the caller's side from any thread; read when a batch is formed.
+        error: Set where rows are dropped, and then for all of them.
+    """
+
+    client: str
+    level: int
+    deadline: float
+    order: int
+    enqueued_at: float
+    taken: int
+    outstanding: int
+    cancelled: bool
+    error: AttnserveError | None
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+
+    @property
+    def waiting(self) -> int:
+        """Those that no worker has taken yet."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One request's images in the queue of one model version, and what has become of them.
+    """One request's images in the queue of one model version, and what has become of them; see `Waiting`.
 
     Attributes:
         images: (N, H, W, 3) uint8; not written to by anyone after `submit`.
         outputs: Names of the graph outputs wanted.
-        deadline: On the scheduler's clock, in seconds; rows that have not started by then are dropped.
         on_finished: Called once, on the inbox's thread, when `result` or `error` is set.
-        taken: Rows handed to workers so far.
-        outstanding: Rows in workers' hands now.
         parts: Finished slices, `(first row, outputs)`, in any order.
-        cancelled: Set by the caller's side from any thread; read when a batch is formed.
     """
 
     images: NDArray[np.uint8]
@@ -75,6 +104,9 @@ class Entry:
     deadline: float
     inbox: Inbox
     on_finished: Callable[[Entry], None]
+    client: str = ""
+    level: int = 1
+    order: int = 0
     enqueued_at: float = 0.0
     taken: int = 0
     outstanding: int = 0
@@ -89,19 +121,27 @@ class Entry:
         """Images in the entry."""
         return len(self.images)
 
+    @property
+    def waiting(self) -> int:
+        """Images that no worker has taken yet."""
+        return len(self.images) - self.taken
 
-class Slice(NamedTuple):
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Slice(NamedTuple, Generic[W]):
     """Rows `start:stop` of an entry, as part of a batch."""
 
-    entry: Entry
+    entry: W
     start: int
     stop: int
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[W]):
     """What one worker runs at once."""
 
-    slices: tuple[Slice, ...]
+    slices: tuple[Slice[W], ...]
     rows: int
 
 
@@ -126,6 +166,7 @@ class Call:
     Attributes:
         deadline: Monotonic seconds; infinity where the caller set none.
         client: Who asks, for fairness and logs.
+        level: Priority class, 1 first; 0 is the model's default.
         model, images, timings: Filled in by the handlers, for the listener.
         code: Canonical status name once answered.
     """
@@ -142,6 +183,7 @@ class Call:
         "deadline",
         "images",
         "inbox",
+        "level",
         "listener",
         "method",
         "model",
@@ -167,6 +209,7 @@ class Call:
         self.inbox = inbox
         self.listener = listener
         self.model: ModelKey | None = None
+        self.level = 0
         self.images = 0
         self.timings = Timings()
         self.code: str | None = None

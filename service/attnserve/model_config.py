@@ -10,11 +10,14 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
+from attnserve.batch_queue import MOST_LEVELS, Policy
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 
 FILE_NAME = "config.pbtxt"
 MOST_IN_BATCH = 4096  # the warm-up runs it, in memory
+LEVELS, DEFAULT_LEVEL = 3, 2  # where config.pbtxt says nothing: one class before most, one after
+LONGEST_DELAY_S = 60.0
 MOST_WORKERS = 1024  # each is a thread
 MOST_UNKNOWN = 256  # fields that our ModelConfig lacks; each costs one more look at the whole file
 OPTIONAL_OUTPUTS = "optional_outputs"
@@ -58,16 +61,50 @@ def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
         raise ConfigError(f'{path}: input "images" must have format FORMAT_NHWC (or none), got FORMAT_NCHW')
     if [(tensor.name, tensor.data_type) for tensor in config.output[:1]] != [("probabilities", pb.TYPE_FP32)]:
         raise ConfigError(f'{path}: the first output must be "probabilities" TYPE_FP32')
+    _check_batching(config, path)
     if any(group.count < 0 for group in config.instance_group):
         raise ConfigError(f"{path}: instance_group count must not be negative")
     if any(group.count > MOST_WORKERS for group in config.instance_group):
         raise ConfigError(f"{path}: instance_group count must be at most {MOST_WORKERS}")
 
 
+def _check_batching(config: pb.ModelConfig, path: Path) -> None:
+    batching = config.dynamic_batching
+    if any(not 1 <= size <= config.max_batch_size for size in batching.preferred_batch_size):
+        raise ConfigError(f"{path}: preferred_batch_size must be within 1..{config.max_batch_size}")
+    if batching.max_queue_delay_microseconds > LONGEST_DELAY_S * 1e6:
+        raise ConfigError(f"{path}: max_queue_delay_microseconds must be at most {LONGEST_DELAY_S:g} s")
+    if batching.priority_levels > MOST_LEVELS:
+        raise ConfigError(f"{path}: priority_levels must be at most {MOST_LEVELS}")
+    if batching.priority_levels and not 1 <= batching.default_priority_level <= batching.priority_levels:
+        raise ConfigError(f"{path}: default_priority_level must be within 1..{batching.priority_levels}")
+
+
+def policy_of(config: pb.ModelConfig) -> Policy:
+    """How the model's batches are formed."""
+    batching = config.dynamic_batching
+    return Policy(
+        config.max_batch_size,
+        preferred_batch_sizes=tuple(sorted(batching.preferred_batch_size)),
+        max_queue_delay_s=batching.max_queue_delay_microseconds / 1e6,
+        levels=batching.priority_levels or LEVELS,
+    )
+
+
+def default_level_of(config: pb.ModelConfig) -> int:
+    """The priority class of a request that names none."""
+    return config.dynamic_batching.default_priority_level or DEFAULT_LEVEL
+
+
 def _unhonoured(config: pb.ModelConfig) -> list[str]:
     """Sentences about fields that parse but change nothing here."""
-    ignored = [f"dynamic_batching.{field.name} is not honoured: batches form only while all workers are busy"
-               for field, _ in config.dynamic_batching.ListFields()]  # fmt: skip
+    batching, ignored = config.dynamic_batching, []
+    if batching.preserve_ordering:
+        ignored.append("dynamic_batching.preserve_ordering is not honoured: answers leave as soon as they are there")
+    if batching.default_queue_policy.timeout_action:
+        ignored.append("default_queue_policy.timeout_action is not honoured: what is late is rejected")
+    if batching.default_queue_policy.allow_timeout_override:
+        ignored.append("default_queue_policy.allow_timeout_override is not honoured: a shorter `timeout` always counts")
     if config.default_model_filename not in ("", "model.onnx"):
         ignored.append("default_model_filename is not honoured: the file is model.onnx")
     if len(config.instance_group) > 1:

@@ -12,10 +12,11 @@ import numpy as np
 
 from attnserve import model_config
 from attnserve.batch_queue import BatchQueue
-from attnserve.contract import Listener, ModelKey
+from attnserve.contract import Entry, Listener, ModelKey
 from attnserve.cores import available_cores
 from attnserve.errors import ConfigError, NotFound, Unavailable
 from attnserve.inference import model_config_pb2 as pb
+from attnserve.latency_table import LatencyTable
 from attnserve.repository import VersionFiles, chosen_versions, model_folders, read_version
 from attnserve.scheduler import Scheduler
 from attnserve.session import CPU, OnnxBackend, choose_provider, warm_up_sizes
@@ -124,12 +125,13 @@ def load(files: VersionFiles, provider: str, workers: int, listener: Listener) -
     backend = OnnxBackend(files.model_path, choose_provider(wanted), strict=wanted == "cuda")
     _check_outputs(files, backend)
     try:
-        backend.warm_up(warm_up_sizes(files.config.max_batch_size))
+        table = LatencyTable(backend.warm_up(warm_up_sizes(files.config.max_batch_size)))
     except Exception as error:  # onnxruntime has no one class for a graph that fails
         raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
     _check_probabilities(files, backend)
     count = group.count or workers or (available_cores() if backend.provider == CPU else 1)
-    scheduler = Scheduler(files.key, [backend] * count, BatchQueue(files.config.max_batch_size), listener)
+    queue: BatchQueue[Entry] = BatchQueue(model_config.policy_of(files.config), table)
+    scheduler = Scheduler(files.key, [backend] * count, queue, listener)
     load_s = time.monotonic() - started
     log.info("model %s version %s: %s, %d workers, batches up to %d, loaded in %.2f s",
              *files.key, backend.provider, count, files.config.max_batch_size, load_s)  # fmt: skip

@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from attnserve.admission import Admission
+from attnserve import model_config
+from attnserve.admission import SHORTEST_RETRY_S, Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
-from attnserve.errors import AttnserveError, Internal
+from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
 from attnserve.models import Model
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class Pipeline:
         finish: Callable[[list[Picture], Outputs], object],
     ) -> None:
         """Decode pictures, run them, reply with `finish(pictures, result)`. Raises `Overloaded` or `Unavailable`."""
-        self._admit(model, len(sources), sum(map(_size_bytes, sources)), call)
-        decoding_since = self._clock()
         preprocessing = model.files.card.preprocessing
+        views = self._decode_pool.views_at_once(sources, preprocessing)
+        self._admit(model, len(sources), sum(map(_size_bytes, sources)), call, decoding=views is None)
+        decoding_since = self._clock()
 
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
             call.timings.decode_s = self._clock() - decoding_since
@@ -68,7 +70,6 @@ class Pipeline:
             batch = images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # (N, H, W, 3)
             self._queue(model, batch, outputs, call, partial(finish, pictures))
 
-        views = self._decode_pool.views_at_once(sources, preprocessing)
         if views is not None:
             decoded(views, None)
         else:
@@ -81,13 +82,26 @@ class Pipeline:
         self._admit(model, len(images), images.nbytes, call)
         self._queue(model, images, outputs, call, finish)
 
-    def _admit(self, model: Model, images: int, size_bytes: int, call: Call) -> None:
+    def _admit(self, model: Model, images: int, size_bytes: int, call: Call, *, decoding: bool = False) -> None:
         call.model = model.key
         call.images = images
+        config = model.files.config
+        call.level = call.level or model_config.default_level_of(config)
+        if call.level > model.scheduler.levels:
+            raise InvalidArgument(f"priority: must be within 1..{model.scheduler.levels}, got {call.level}")
+        limits = config.dynamic_batching.default_queue_policy
+        timeout_s = limits.default_timeout_microseconds / 1e6 or math.inf
         if math.isinf(call.deadline):
-            call.deadline = call.started_at + self._default_timeout_s
+            timeout_s = min(timeout_s, self._default_timeout_s)
+        call.deadline = min(call.deadline, call.started_at + timeout_s)
+        wait_s, run_s = model.scheduler.estimate(call.client, call.level, images)
+        if decoding:  # the slower of the two is what a request waits for
+            wait_s = max(wait_s, self._decode_pool.predicted_wait_s(call.client, call.level, images))
+        slack_s = call.deadline - self._clock()
         try:
-            self._admission.admit(images, size_bytes, model.scheduler.predicted_wait_s)
+            if limits.max_queue_size and model.scheduler.queued_images + images > limits.max_queue_size:
+                raise Overloaded("the model's queue is full", retry_after_s=max(wait_s, SHORTEST_RETRY_S))
+            self._admission.admit(images, size_bytes, wait_s, run_s, slack_s)
         except AttnserveError as error:
             self._count_drop(model, error, images)
             raise
@@ -102,13 +116,16 @@ class Pipeline:
             deadline=call.deadline,
             inbox=call.inbox,
             on_finished=partial(guarded, call, partial(self._finished, call, finish)),
+            client=call.client,
+            level=call.level,
+            cancelled=call.cancelled,
         )
-        call.when_cancelled(partial(setattr, entry, "cancelled", True))
         try:
             model.scheduler.submit(entry)
         except AttnserveError as error:
             self._count_drop(model, error, len(images))
             raise
+        call.when_cancelled(partial(model.scheduler.cancel, entry))
 
     def _count_drop(self, model: Model, error: AttnserveError, images: int) -> None:
         if error.drop_reason:

@@ -11,17 +11,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnserve.batch_queue import BatchQueue
 from attnserve.contract import Backend, Batch, Entry, Inbox, Listener, ModelKey, Outputs
-from attnserve.errors import Internal, Unavailable
+from attnserve.errors import Cancelled, Internal, Unavailable
 
 log = logging.getLogger(__name__)
 
-_SMOOTHING = 0.1  # weight of the newest batch in the running seconds per image: about the last ten batches
+
+class Estimate(NamedTuple):
+    """What a request would meet that came now.
+
+    Attributes:
+        wait_s: Until its last image starts.
+        run_s: From there to its end.
+    """
+
+    wait_s: float
+    run_s: float
 
 
 class Scheduler:
@@ -41,7 +52,7 @@ class Scheduler:
         self,
         model: ModelKey,
         backends: Sequence[Backend],
-        queue: BatchQueue,
+        queue: BatchQueue[Entry],
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,9 +64,8 @@ class Scheduler:
         self._filled = threading.Condition(self._lock)  # for workers: rows are queued, or it is over
         self._quiet = threading.Condition(self._lock)  # for drain: nothing is queued or running
         self._idle = 0
-        self._running = 0  # batches in workers' hands
+        self._ends: dict[threading.Thread, float] = {}  # of the running batches, as predicted
         self._closed = False
-        self._seconds_per_image = 0.0
         self._workers = [
             threading.Thread(target=self._work, args=(backend,), name=f"{model.name}-worker-{index}", daemon=True)
             for index, backend in enumerate(backends)
@@ -69,9 +79,34 @@ class Scheduler:
         return self._queue.rows
 
     @property
-    def predicted_wait_s(self) -> float:
-        """Seconds until an image that came now would start, by the recent pace."""
-        return self._queue.rows * self._seconds_per_image / len(self._workers)
+    def levels(self) -> int:
+        """Priority classes."""
+        return self._queue.policy.levels
+
+    def estimate(self, client: str, level: int, rows: int) -> Estimate:
+        """What `rows` images of that client would meet, by what is queued, what runs, and the latency table."""
+        with self._lock:
+            limit, table = self._queue.limit, self._queue.table
+            ahead = self._queue.rows_ahead(client, level, rows)
+            last_batch = min(limit, ahead + rows)
+            seconds_per_image = table.predicted_s(limit) / limit
+            wait_s = max(0, ahead + rows - last_batch) * seconds_per_image / len(self._workers)
+            if not self._idle:
+                wait_s += max(0.0, min(self._ends.values(), default=0.0) - self._clock())
+            return Estimate(wait_s, table.predicted_s(last_batch))
+
+    def cancel(self, entry: Entry) -> None:
+        """The caller of an accepted entry went away: its waiting rows leave now, those that run are run."""
+        entry.cancelled = True
+        with self._lock:
+            rows = entry.waiting
+            left = self._queue.discard(entry, Cancelled("the caller went away"))
+            finished = left and not entry.outstanding
+            self._note_quiet()
+        if left:
+            self._listener.dropped(self.model, "cancelled", rows)
+        if finished:
+            _deliver([entry])
 
     def submit(self, entry: Entry) -> None:
         """Queue an entry; returns at once. Raises `Unavailable` after `close`, and then has not taken the entry."""
@@ -90,7 +125,7 @@ class Scheduler:
         """Stop the workers after their present batch, and wait for that; what is queued fails with `Unavailable`."""
         with self._lock:
             self._closed = True
-            left = [entry for entry in self._queue.clear() if entry.error is None]
+            left = self._queue.clear()
             for entry in left:
                 entry.error = Unavailable("the server is shutting down")
             finished = [entry for entry in left if not entry.outstanding]
@@ -112,29 +147,43 @@ class Scheduler:
             if batch.rows:
                 self._run(backend, batch)
 
-    def _next_batch(self) -> tuple[Batch, list[Entry], list[Entry]] | None:
+    def _next_batch(self) -> tuple[Batch[Entry], list[Entry], list[Entry]] | None:
         """Wait for a batch; with it what was dropped, and those of the dropped that are finished. None once closed."""
         with self._lock:
             self._idle += 1
             try:
-                self._filled.wait_for(lambda: self._closed or self._queue.rows)
+                while not self._closed and not self._is_ready():
+                    pass
                 if self._closed:
                     return None
-                batch, dropped = self._queue.take(self._clock(), self._idle)
-                self._running += bool(batch.rows)
+                now = self._clock()
+                batch, dropped = self._queue.take(now, self._idle)
+                if batch.rows:
+                    self._ends[threading.current_thread()] = now + self._queue.table.predicted_s(batch.rows)
                 self._note_quiet()
                 return batch, dropped, [entry for entry in dropped if not entry.outstanding]
             finally:
                 self._idle -= 1
 
+    def _is_ready(self) -> bool:
+        """Whether a batch may be formed; if not, wait until that may have changed."""
+        if not self._queue.rows:
+            self._filled.wait()
+            return False
+        delay_s = self._queue.ready_at(self._clock()) - self._clock()
+        if delay_s > 0:
+            self._filled.wait(delay_s)
+            return False
+        return True
+
     def _is_quiet(self) -> bool:
-        return not self._queue.rows and not self._running
+        return not self._queue.rows and not self._ends
 
     def _note_quiet(self) -> None:
         if self._is_quiet():
             self._quiet.notify_all()
 
-    def _run(self, backend: Backend, batch: Batch) -> None:
+    def _run(self, backend: Backend, batch: Batch[Entry]) -> None:
         started = self._clock()
         outputs: Outputs | None = None
         try:
@@ -145,18 +194,33 @@ class Scheduler:
         if outputs is not None:
             self._listener.batch_finished(self.model, batch.rows, infer_s)
         with self._lock:
-            self._running -= 1
-            self._note_pace(infer_s / batch.rows)
-            done = _settle(batch, outputs, started, infer_s)
+            del self._ends[threading.current_thread()]
+            if outputs is not None:
+                self._queue.table.observe(batch.rows, infer_s)
+            done = self._settle(batch, outputs, started, infer_s)
             self._note_quiet()
         _deliver(done)
 
-    def _note_pace(self, seconds_per_image: float) -> None:
-        last = self._seconds_per_image
-        self._seconds_per_image = last + _SMOOTHING * (seconds_per_image - last) if last else seconds_per_image
+    def _settle(self, batch: Batch[Entry], outputs: Outputs | None, started: float, infer_s: float) -> list[Entry]:
+        """Give each entry its rows (or the failure); returns the entries that are now complete."""
+        done: list[Entry] = []
+        row = 0
+        for entry, start, stop in batch.slices:
+            if outputs is not None:
+                entry.parts.append((start, {name: outputs[name][row : row + stop - start] for name in entry.outputs}))
+            elif entry.error is None:
+                entry.error = Internal("inference failed")
+                self._queue.discard(entry, entry.error)
+            row += stop - start
+            entry.outstanding -= stop - start
+            entry.timings.queue_s = max(entry.timings.queue_s, started - entry.enqueued_at)
+            entry.timings.infer_s = max(entry.timings.infer_s, infer_s)
+            if not entry.outstanding and (entry.error is not None or not entry.waiting):
+                done.append(entry)
+        return done
 
 
-def _run_whole(backend: Backend, batch: Batch) -> Outputs:
+def _run_whole(backend: Backend, batch: Batch[Entry]) -> Outputs:
     """The backend's outputs for the batch; raises `RuntimeError` unless each wanted one has a row for each image."""
     wanted = _wanted_by(batch)
     outputs = backend.run(_rows_of(batch), wanted)
@@ -166,33 +230,15 @@ def _run_whole(backend: Backend, batch: Batch) -> Outputs:
     return outputs
 
 
-def _rows_of(batch: Batch) -> NDArray[np.uint8]:
+def _rows_of(batch: Batch[Entry]) -> NDArray[np.uint8]:
     """The batch's images (N, H, W, 3); one slice alone is not copied."""
     parts = [entry.images[start:stop] for entry, start, stop in batch.slices]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _wanted_by(batch: Batch) -> list[str]:
+def _wanted_by(batch: Batch[Entry]) -> list[str]:
     """Every output that some entry of the batch wants, in a stable order."""
     return list(dict.fromkeys(name for entry, _, _ in batch.slices for name in entry.outputs))
-
-
-def _settle(batch: Batch, outputs: Outputs | None, started: float, infer_s: float) -> list[Entry]:
-    """Give each entry its rows (or the failure); returns the entries that are now complete."""
-    done: list[Entry] = []
-    row = 0
-    for entry, start, stop in batch.slices:
-        if outputs is None:
-            entry.error = entry.error or Internal("inference failed")
-        else:
-            entry.parts.append((start, {name: outputs[name][row : row + stop - start] for name in entry.outputs}))
-        row += stop - start
-        entry.outstanding -= stop - start
-        entry.timings.queue_s = max(entry.timings.queue_s, started - entry.enqueued_at)
-        entry.timings.infer_s = max(entry.timings.infer_s, infer_s)
-        if not entry.outstanding and (entry.error is not None or entry.taken == entry.rows):
-            done.append(entry)
-    return done
 
 
 def _deliver(entries: Sequence[Entry]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from numpy.typing import NDArray
 
-from attnserve.batch_queue import BatchQueue
+from attnserve.batch_queue import BatchQueue, Policy
 from attnserve.card import Card, Preprocessing, sha256_of
 from attnserve.contract import Backend, Call, Entry, ModelKey, Outputs
 from attnserve.errors import AttnserveError
@@ -221,7 +222,9 @@ def start_scheduler(clock: Clock, ears: Ears) -> Iterator[Callable[..., Schedule
     started: list[tuple[Scheduler, Sequence[Backend]]] = []
 
     def start(*backends: Backend, max_batch_size: int = 8, listener: Any = None) -> Scheduler:
-        scheduler = Scheduler(ModelKey("net", "1"), backends, BatchQueue(max_batch_size), listener or ears, clock)
+        scheduler = Scheduler(
+            ModelKey("net", "1"), backends, BatchQueue(Policy(max_batch_size, levels=3)), listener or ears, clock
+        )
         started.append((scheduler, backends))
         return scheduler
 
@@ -272,9 +275,10 @@ def ask(mailbox: Mailbox, ears: Ears, clock: Clock) -> Callable[..., Asked]:
 def new_model(start_scheduler: Callable[..., Scheduler]) -> Callable[..., Model]:
     """Makes a loaded model of 2 x 3 pixels and the labels cat and dog, over the backends given."""
 
-    def make(*backends: Backend, **card: Any) -> Model:
+    def make(*backends: Backend, batching: str = "", **card: Any) -> Model:
         described = Card("net", Preprocessing(2, 3), ("cat", "dog"), **card)
-        files = VersionFiles(ModelKey("net", "1"), Path("net/1"), described, pb.ModelConfig(name="net"))
+        config = text_format.Parse(f'name: "net" dynamic_batching {{ {batching} }}', pb.ModelConfig())
+        files = VersionFiles(ModelKey("net", "1"), Path("net/1"), described, config)
         outputs = frozenset({"probabilities", "logits"})
         return Model(files, start_scheduler(*backends), "PuppetExecutionProvider", outputs, 1.5)
 

@@ -9,10 +9,12 @@ import pytest
 from attnserve.admission import Admission
 from attnserve.errors import Overloaded, Unavailable
 
+AT_ONCE = {"wait_s": 0.0, "run_s": 0.1, "slack_s": 60.0}
+
 
 def test_a_request_alone_in_the_house_may_reach_both_limits():
     admission = Admission(max_images=4, max_bytes=100)
-    admission.admit(4, 100, predicted_wait_s=0)
+    admission.admit(4, 100, **AT_ONCE)
     assert admission.images == 4
 
 
@@ -20,47 +22,72 @@ def test_a_request_alone_in_the_house_may_reach_both_limits():
 def test_a_request_above_a_limit_is_refused_and_not_counted(images, size_bytes):
     admission = Admission(max_images=4, max_bytes=100)
     with pytest.raises(Overloaded):
-        admission.admit(images, size_bytes, predicted_wait_s=0)
+        admission.admit(images, size_bytes, **AT_ONCE)
     assert admission.images == 0
-    admission.admit(4, 100, predicted_wait_s=0)
+    admission.admit(4, 100, **AT_ONCE)
 
 
 @pytest.mark.parametrize(("images", "size_bytes"), [(2, 1), (1, 61)])
 def test_a_request_that_does_not_fit_beside_the_others_is_refused(images, size_bytes):
     admission = Admission(max_images=4, max_bytes=100)
-    admission.admit(3, 40, predicted_wait_s=0)
+    admission.admit(3, 40, **AT_ONCE)
     with pytest.raises(Overloaded, match="as many pictures as it can hold"):
-        admission.admit(images, size_bytes, predicted_wait_s=0)
-    admission.admit(1, 60, predicted_wait_s=0)
+        admission.admit(images, size_bytes, **AT_ONCE)
+    admission.admit(1, 60, **AT_ONCE)
     assert admission.images == 4
 
 
 def test_an_answer_makes_room_for_the_same_request_again():
     admission = Admission(max_images=4, max_bytes=100)
     for _ in range(3):
-        admission.admit(4, 100, predicted_wait_s=0)
+        admission.admit(4, 100, **AT_ONCE)
         admission.release(4, 100)
     assert admission.images == 0
 
 
 def test_once_closed_it_refuses_everything_and_still_lets_out_who_is_inside():
     admission = Admission(max_images=4, max_bytes=100)
-    admission.admit(2, 10, predicted_wait_s=0)
+    admission.admit(2, 10, **AT_ONCE)
     admission.close()
     with pytest.raises(Unavailable, match="shutting down"):
-        admission.admit(1, 1, predicted_wait_s=0)
+        admission.admit(1, 1, **AT_ONCE)
     assert admission.images == 2
     admission.release(2, 10)
     assert admission.images == 0
 
 
 @pytest.mark.parametrize(
-    ("predicted_wait_s", "retry_after_s"), [(0, 0.05), (0.01, 0.05), (0.7, 0.7), (5, 5), (600, 5), (float("inf"), 5)]
+    ("wait_s", "retry_after_s"), [(0, 0.05), (0.01, 0.05), (0.7, 0.7), (5, 5), (600, 5), (float("inf"), 5)]
 )
-def test_retry_after_is_the_predicted_wait_within_bounds(predicted_wait_s, retry_after_s):
+def test_retry_after_is_the_predicted_wait_within_bounds(wait_s, retry_after_s):
     with pytest.raises(Overloaded) as caught:
-        Admission(max_images=1, max_bytes=1).admit(2, 1, predicted_wait_s)
+        Admission(max_images=1, max_bytes=1).admit(2, 1, wait_s, run_s=0, slack_s=1e9)
     assert caught.value.retry_after_s == retry_after_s
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "run_s", "slack_s", "retry_after_s"),
+    [
+        (0.5, 0.1, 0.59, 0.05),
+        (0.5, 0.1, 0.3, pytest.approx(0.3)),
+        (9.0, 0.1, 1.0, 5.0),
+        (0.1, 3.0, 2.0, pytest.approx(1.1)),
+    ],
+)
+def test_what_would_be_late_is_refused_before_it_waits_and_told_by_how_much(wait_s, run_s, slack_s, retry_after_s):
+    admission = Admission(max_images=4, max_bytes=100)
+    with pytest.raises(Overloaded, match="deadline cannot be met") as caught:
+        admission.admit(1, 1, wait_s, run_s, slack_s)
+    assert caught.value.retry_after_s == retry_after_s
+    assert admission.images == 0
+    admission.admit(1, 1, wait_s, run_s, wait_s + run_s)
+
+
+def test_what_need_not_wait_is_tried_however_little_time_it_has():
+    """The table may be wrong, and only a run can tell."""
+    admission = Admission(max_images=4, max_bytes=100)
+    admission.admit(1, 1, wait_s=0, run_s=10, slack_s=0.001)
+    assert admission.images == 1
 
 
 def test_eight_threads_never_put_more_into_the_house_than_it_holds():
@@ -70,7 +97,7 @@ def test_eight_threads_never_put_more_into_the_house_than_it_holds():
     def come_and_go() -> None:
         for _ in range(300):
             try:
-                admission.admit(3, 100, predicted_wait_s=0)
+                admission.admit(3, 100, **AT_ONCE)
             except Overloaded:
                 refused.append(1)
                 continue

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from attnserve.card import Preprocessing
-from attnserve.decode import DecodeLimits
+from attnserve.decode import DecodeLimits, picture_from_pixels
 from attnserve.decode_pool import DecodePool
 from attnserve.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument
 
@@ -128,21 +128,66 @@ def test_where_one_picture_must_be_decoded_or_resized_all_go_to_the_threads(pool
     assert pool.views_at_once([np.zeros((2, 3, 3), np.uint8), other], VIEW) is None
 
 
-def test_close_does_not_wait_for_a_picture_that_takes_long_and_drops_what_has_not_begun(ask, new_mailbox):
+def test_close_does_not_wait_for_a_picture_that_takes_long_and_drops_what_has_not_begun(ask, new_mailbox, monkeypatch):
     """Else one hostile picture holds up the end of the process."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def clock() -> float:  # read by the decoding thread before each picture
+    def decoded(*_):
         begun.set()
         assert go_on.wait(10)
-        return 0.0
+        return picture_from_pixels(np.zeros((2, 3, 3), np.uint8), VIEW, DecodeLimits(1 << 20, 10_000))
 
-    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000), clock)
+    monkeypatch.setattr("attnserve.decode_pool.picture_from_bytes", decoded)
+    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000))
     first, second = new_mailbox(), new_mailbox()
     for inbox in (first, second):
-        pool.submit([grey(1)], VIEW, ask(inbox=inbox, deadline=10.0).call, lambda *_: None)
+        pool.submit([grey(1)], VIEW, ask(inbox=inbox).call, lambda *_: None)
     assert begun.wait(10)
     pool.close()
     go_on.set()
     first.open_until(lambda: first.posts)
     assert second.posts == []
+
+
+def test_a_person_s_picture_does_not_wait_for_all_those_of_a_batch_job(ask, new_mailbox, monkeypatch):
+    order, go_on = [], threading.Event()
+
+    def decoded(source, *_):
+        assert go_on.wait(10)
+        order.append(source)
+        return picture_from_pixels(np.zeros((2, 3, 3), np.uint8), VIEW, DecodeLimits(1 << 20, 10_000))
+
+    monkeypatch.setattr("attnserve.decode_pool.picture_from_bytes", decoded)
+    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000))
+    job, person = new_mailbox(), new_mailbox()
+    pool.submit([b"job %d" % n for n in range(20)], VIEW, ask(inbox=job, client="job").call, lambda *_: None)
+    assert pool.predicted_wait_s("person", 1, 1) == 0  # nothing was decoded yet
+    pool.submit([b"person"], VIEW, ask(inbox=person, client="person").call, lambda *_: None)
+    go_on.set()
+    job.open()
+    assert order.index(b"person") <= 2
+    pool.close()
+
+
+def test_the_predicted_wait_grows_with_what_is_ahead_and_the_time_it_takes(ask, new_mailbox, monkeypatch, clock):
+    held, go_on = threading.Event(), threading.Event()
+
+    def decoded(source, *_):
+        if source == b"hold":
+            held.set()
+            assert go_on.wait(10)
+        clock.advance(2)
+        return picture_from_pixels(np.zeros((2, 3, 3), np.uint8), VIEW, DecodeLimits(1 << 20, 10_000))
+
+    monkeypatch.setattr("attnserve.decode_pool.picture_from_bytes", decoded)
+    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000), clock)
+    first, second = new_mailbox(), new_mailbox()
+    pool.submit([b"quick"], VIEW, ask(inbox=first).call, lambda *_: None)
+    first.open()
+    pool.submit([b"hold", b"a", b"b"], VIEW, ask(inbox=second).call, lambda *_: None)
+    assert held.wait(10)
+    assert pool.predicted_wait_s("ipv4:1.2.3.4:5", 1, 1) == 2 * 2  # the same client's two
+    assert pool.predicted_wait_s("somebody else", 1, 1) == 1 * 2  # by turns
+    go_on.set()
+    second.open()
+    pool.close()

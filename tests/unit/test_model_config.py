@@ -7,6 +7,7 @@ import re
 import pytest
 
 from attnserve import model_config
+from attnserve.batch_queue import Policy
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 
@@ -102,8 +103,8 @@ def test_comments_strings_and_nesting_confuse_nothing(read, more):
         ({"more": "instance_group [ { count: 1 passive: true } ]\noptimization { }"}, ["passive", "optimization"]),
         ({"more": "optimization { }\ninstance_group [ { profile: 'a' passive: true } ]"},
          ["optimization", "profile", "passive"]),
-        ({"more": "dynamic_batching { priority_levels: 2 default_priority_level: 1 }"},
-         ["priority_levels", "default_priority_level"]),
+        ({"more": "dynamic_batching { preserve_order: true priority_queue_policy { key: 1 } }"},
+         ["preserve_order", "priority_queue_policy"]),
         ({"input": 'input { name: "images" data_type: TYPE_UINT8 dims: [ 2, 3, 3 ] reshape { shape: [ 18 ] } }'},
          ["reshape"]),
     ],
@@ -116,8 +117,7 @@ def test_unknown_fields_inside_known_ones_are_reported_too_every_one(read, chang
 @pytest.mark.parametrize(
     ("more", "reported"),
     [
-        ("dynamic_batching { priority_levels: 2, preserve_ordering: true }",
-         ["priority_levels", "dynamic_batching.preserve_ordering"]),
+        ("dynamic_batching { first: 2, preserve_ordering: true }", ["first", "dynamic_batching.preserve_ordering"]),
         ("instance_group [ { passive: true; count: 1 } ]", ["passive"]),
         ("mystery: 1, other: 2, third: 3", ["mystery", "other", "third"]),
         ("mystery: 1; other { }; third: [ ];", ["mystery", "other", "third"]),
@@ -140,9 +140,12 @@ def test_a_comment_may_hold_any_character(read, character):
 @pytest.mark.parametrize(
     ("more", "name"),
     [
-        ("dynamic_batching { max_queue_delay_microseconds: 100 }", "dynamic_batching.max_queue_delay_microseconds"),
-        ("dynamic_batching { preferred_batch_size: [ 4, 8 ] }", "dynamic_batching.preferred_batch_size"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
+        ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "default_queue_policy.timeout_action"),
+        (
+            "dynamic_batching { default_queue_policy { allow_timeout_override: true } }",
+            "default_queue_policy.allow_timeout_override",
+        ),
         ('default_model_filename: "other.onnx"', "default_model_filename"),
         ("instance_group [ { count: 1 }, { count: 2 } ]", "only the first instance_group"),
         ("instance_group [ { kind: KIND_GPU gpus: [ 1 ] } ]", "instance_group.gpus"),
@@ -153,13 +156,35 @@ def test_a_known_field_that_changes_nothing_is_reported(read, more, name):
     assert sentence.startswith(name)
 
 
-def test_every_field_of_dynamic_batching_is_reported(read):
-    ignored = read("dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 1 } mystery: 1")[1]
-    assert [sentence.split()[0] for sentence in ignored] == [
-        "mystery",
-        "dynamic_batching.preferred_batch_size",
-        "dynamic_batching.max_queue_delay_microseconds",
-    ]
+def test_how_batches_are_formed_is_read_from_dynamic_batching(read):
+    config, ignored = read(
+        "dynamic_batching { preferred_batch_size: [ 8, 4 ] max_queue_delay_microseconds: 1500"
+        " priority_levels: 5 default_priority_level: 3 }"
+    )
+    assert ignored == []
+    assert model_config.policy_of(config) == Policy(8, (4, 8), max_queue_delay_s=0.0015, levels=5)
+    assert model_config.default_level_of(config) == 3
+
+
+def test_without_dynamic_batching_there_are_three_classes_and_the_middle_one_is_the_default(read):
+    config, _ = read()
+    assert (model_config.policy_of(config), model_config.default_level_of(config)) == (Policy(8, levels=3), 2)
+
+
+@pytest.mark.parametrize(
+    ("batching", "message"),
+    [
+        ("preferred_batch_size: 9", "preferred_batch_size must be within 1..8"),
+        ("preferred_batch_size: 0", "preferred_batch_size must be within 1..8"),
+        ("max_queue_delay_microseconds: 60000001", "max_queue_delay_microseconds must be at most 60 s"),
+        ("priority_levels: 17 default_priority_level: 1", "priority_levels must be at most 16"),
+        ("priority_levels: 4", "default_priority_level must be within 1..4"),
+        ("priority_levels: 4 default_priority_level: 5", "default_priority_level must be within 1..4"),
+    ],
+)
+def test_batching_that_cannot_be_done_is_refused(read, batching, message):
+    with pytest.raises(ConfigError, match=message):
+        read(f"dynamic_batching {{ {batching} }}")
 
 
 def test_a_format_that_contradicts_ours_is_not_silently_ignored(read):

@@ -131,7 +131,7 @@ def test_one_bad_picture_fails_the_call_and_nothing_is_run(pipeline, model, pupp
 
 @pytest.mark.parametrize("way", ["run_images", "run_sources"])
 def test_a_full_house_refuses_at_once_and_the_refusal_is_counted(pipeline, model, ask, admission, ears, mailbox, way):
-    admission.admit(9, 0, predicted_wait_s=0)
+    admission.admit(9, 0, wait_s=0, run_s=0, slack_s=1)
     asked = ask()
     run = {
         "run_images": lambda: pipeline.run_images(model, views(1, 2), OUTPUTS, asked.call, pytest.fail),
@@ -146,7 +146,7 @@ def test_a_full_house_refuses_at_once_and_the_refusal_is_counted(pipeline, model
 
 
 def test_bytes_in_the_house_are_bounded_too(pipeline, model, ask, admission):
-    admission.admit(0, 1983, predicted_wait_s=0)
+    admission.admit(0, 1983, wait_s=0, run_s=0, slack_s=1)
     with pytest.raises(Overloaded):
         pipeline.run_sources(model, [bytes(9), bytes(9)], OUTPUTS, ask().call, pytest.fail)
     with pytest.raises(Overloaded):
@@ -165,7 +165,7 @@ def test_the_retry_is_told_from_the_scheduler_s_pace(pipeline, model, puppet, as
     pipeline.run_images(model, views(1, 2), OUTPUTS, ask().call, first_column)
     with pytest.raises(Overloaded) as caught:
         pipeline.run_images(model, views(1), OUTPUTS, ask().call, first_column)
-    assert caught.value.retry_after_s == 2  # two images wait at one second each
+    assert caught.value.retry_after_s == 5  # the running batch takes eight seconds more, and that is the most we say
 
 
 def test_a_call_without_a_deadline_has_the_default_one_from_its_beginning(pipeline, model, puppet, ask, mailbox, clock):
@@ -202,12 +202,54 @@ def test_a_call_cancelled_in_the_queue_is_answered_counted_and_makes_room(
     asked = ask()
     pipeline.run_images(model, views(2, 3), OUTPUTS, asked.call, first_column)
     asked.call.cancel()
-    run.finish()
-    mailbox.open_until(lambda: asked.answers)
+    mailbox.open()
     assert isinstance(asked.error, Cancelled)
     assert ears.drops == [(("net", "1"), "cancelled", 2)]
+    assert admission.images == 1  # at once, though the batch before it still runs
+    run.finish()
+    mailbox.open()
     assert admission.images == 0
     assert puppet.is_idle()
+
+
+def test_what_would_be_late_is_refused_before_it_is_decoded(pipeline, model, puppet, ask, mailbox, clock, ears):
+    pipeline.run_images(model, views(*range(8)), OUTPUTS, ask().call, first_column)
+    run = puppet.next()
+    clock.advance(8)
+    run.finish()
+    mailbox.open()
+    pipeline.run_images(
+        model, views(1), OUTPUTS, ask().call, first_column
+    )  # takes eight seconds too, as far as is known
+    puppet.next()
+    with pytest.raises(Overloaded, match="deadline cannot be met"):
+        pipeline.run_sources(model, [b"no picture"], OUTPUTS, ask(deadline=clock.now + 15).call, pytest.fail)
+    assert ears.dropped_rows("overloaded") == 1
+    pipeline.run_images(model, views(2), OUTPUTS, ask(deadline=clock.now + 17).call, first_column)
+
+
+@pytest.mark.parametrize(("level", "refused"), [(0, False), (1, False), (3, False), (4, True)])
+def test_a_priority_beyond_the_model_s_classes_is_refused(pipeline, model, ask, level, refused):
+    call = ask().call
+    call.level = level
+    if refused:
+        with pytest.raises(InvalidArgument, match=r"priority: must be within 1\.\.3, got 4"):
+            pipeline.run_images(model, views(1), OUTPUTS, call, first_column)
+    else:
+        pipeline.run_images(model, views(1), OUTPUTS, call, first_column)
+        assert call.level == (level or 2)
+
+
+def test_the_model_s_own_timeout_and_queue_limit_count(pipeline, new_model, puppet, ask, clock):
+    policy = "default_queue_policy { default_timeout_microseconds: 5000000 max_queue_size: 2 }"
+    model = new_model(puppet, batching=policy)
+    pipeline.run_images(model, views(1), OUTPUTS, ask().call, first_column)
+    puppet.next()
+    asked = ask(deadline=clock.now + 100)
+    pipeline.run_images(model, views(2, 3), OUTPUTS, asked.call, first_column)
+    assert asked.call.deadline == clock.now + 5
+    with pytest.raises(Overloaded, match="the model's queue is full"):
+        pipeline.run_images(model, views(4), OUTPUTS, ask().call, first_column)
 
 
 def test_a_call_cancelled_before_its_pictures_reach_the_queue_is_not_run(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnserve.batch_queue import BatchQueue
+from attnserve.batch_queue import BatchQueue, Policy
 from attnserve.contract import Entry, ModelKey
 from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded, Internal, Unavailable
 from attnserve.scheduler import Scheduler
@@ -488,23 +488,23 @@ def test_queued_images_are_those_that_no_worker_has(start_scheduler, new_entry, 
     assert scheduler.queued_images == 1
 
 
-def test_the_predicted_wait_follows_the_recent_pace(start_scheduler, new_entry, puppet, clock):
+def test_the_estimate_learns_what_a_batch_takes(start_scheduler, new_entry, puppet, clock):
     scheduler = start_scheduler(puppet, max_batch_size=2)
     scheduler.submit(new_entry(1, 2, 3, 4, 5, 6))
     run = puppet.next()
-    assert scheduler.predicted_wait_s == 0  # nothing is known yet
+    assert scheduler.estimate("", 1, 1) == (0, 0)  # nothing is known yet
     clock.advance(4)
     run.finish()
     run = puppet.next()
-    assert scheduler.predicted_wait_s == 2 * 2  # two images wait, 4 s / 2 images each
-    clock.advance(8)
-    run.finish()
-    puppet.next()
-    scheduler.submit(new_entry(7))
-    assert scheduler.predicted_wait_s == pytest.approx(2 + 0.1 * (4 - 2))
+    # two wait, and the new one: one batch of two before it, once the running one has ended, and then a batch of one
+    assert scheduler.estimate("", 1, 1) == (4 + 2, 4)
+    clock.advance(3)
+    assert scheduler.estimate("", 1, 1) == (1 + 2, 4)
+    clock.advance(2)
+    assert scheduler.estimate("", 1, 1) == (0 + 2, 4)  # it is late; nobody knows by how much more
 
 
-def test_more_workers_shorten_the_predicted_wait(start_scheduler, new_entry, new_puppet, clock):
+def test_more_workers_shorten_the_estimated_wait(start_scheduler, new_entry, new_puppet, clock):
     left, right = new_puppet(), new_puppet()
     scheduler = start_scheduler(left, right, max_batch_size=1)
     scheduler.submit(new_entry(1, 2))
@@ -513,7 +513,102 @@ def test_more_workers_shorten_the_predicted_wait(start_scheduler, new_entry, new
     run.finish()
     scheduler.submit(new_entry(3, 4, 5))
     left.next()
-    assert scheduler.predicted_wait_s == 2 * 3 / 2
+    assert scheduler.estimate("", 1, 1) == (2 * 3 / 2, 3)  # the right one is due
+
+
+def test_a_person_does_not_wait_for_all_that_a_batch_job_has_queued(start_scheduler, new_entry, puppet, clock):
+    scheduler = start_scheduler(puppet, max_batch_size=1)
+    scheduler.submit(new_entry(*range(100), client="job"))
+    run = puppet.next()
+    clock.advance(1)
+    run.finish()
+    puppet.next()
+    assert scheduler.estimate("person", 1, 1) == (1 + 1, 1)  # the one that runs, and at most one of the job's
+    assert scheduler.estimate("job", 1, 1) == (1 + 98, 1)
+
+
+def test_cancelling_answers_at_once_and_makes_room(start_scheduler, new_entry, puppet, mailbox, answered, ears):
+    scheduler = start_scheduler(puppet)
+    scheduler.submit(new_entry(1))
+    puppet.next()
+    scheduler.submit(gone := new_entry(2, 3))
+    scheduler.cancel(gone)
+    scheduler.cancel(gone)
+    mailbox.open()
+    assert answered == [gone]
+    assert isinstance(gone.error, Cancelled)
+    assert scheduler.queued_images == 0
+    assert ears.drops == [(("net", "1"), "cancelled", 2)]
+
+
+def test_cancelling_what_runs_already_changes_nothing(start_scheduler, new_entry, puppet, mailbox, answered, ears):
+    scheduler = start_scheduler(puppet)
+    scheduler.submit(entry := new_entry(1))
+    run = puppet.next()
+    scheduler.cancel(entry)
+    run.finish()
+    mailbox.open()
+    scheduler.cancel(entry)
+    assert answered == [entry]
+    assert answers(entry) == [1]
+    assert ears.drops == []
+
+
+def test_an_idle_worker_waits_for_a_configured_delay_and_no_longer(new_entry, compute, ears, mailbox):
+    """On the real clock: only the waiting is tested here, when to wait is the queue's business."""
+    policy = Policy(8, max_queue_delay_s=0.2)
+    scheduler = Scheduler(ModelKey("net", "1"), [Instant(compute)], BatchQueue(policy), ears)
+    for value in (1, 2):
+        scheduler.submit(new_entry(value))
+    mailbox.open()
+    scheduler.submit(new_entry(*range(8)))
+    mailbox.open()
+    scheduler.close()
+    assert [rows for _, rows, _ in ears.batches] == [2, 8]
+
+
+def test_a_hundred_thousand_cancellations_inside_batches_never_touch_a_batch_mate(compute, ears):
+    """Half of the entries of every batch are cancelled from another thread while it is formed and run."""
+    scheduler = Scheduler(ModelKey("net", "1"), [Instant(compute)] * 2, BatchQueue(Policy(16, levels=3)), ears)
+    count, stayed, gone = 100_000, [], []
+    finished = threading.Semaphore(0)
+
+    class Direct:
+        def post(self, jobs) -> None:
+            for job in jobs:
+                job()
+                finished.release()
+
+    to_cancel: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+
+    def cancel_all() -> None:
+        while (entry := to_cancel.get()) is not None:
+            scheduler.cancel(entry)
+
+    canceller = threading.Thread(target=cancel_all)
+    canceller.start()
+    inbox, seen = Direct(), []
+    images = [np.full((1, 1, 1, 3), value, np.uint8) for value in range(256)]
+    for number in range(2 * count):
+        leaves = bool(number % 2)
+        entry = Entry(
+            images[number % 256], ("probabilities",), float("inf"), inbox, seen.append, client=str(number % 5)
+        )
+        (gone if leaves else stayed).append(entry)
+        scheduler.submit(entry)
+        if leaves:
+            to_cancel.put(entry)
+        if number >= 4096:  # as admission would
+            assert finished.acquire(timeout=PATIENCE_S)
+    to_cancel.put(None)
+    canceller.join()
+    assert scheduler.drain(PATIENCE_S)
+    scheduler.close()
+    assert len(seen) == len({id(entry) for entry in seen}) == 2 * count
+    assert all(answers(entry) == [int(entry.images[0, 0, 0, 0])] for entry in stayed)
+    cancelled = [entry for entry in gone if entry.error is not None]
+    assert all(isinstance(entry.error, Cancelled) for entry in cancelled)
+    assert len(cancelled) == ears.dropped_rows("cancelled") > count // 100
 
 
 @settings(max_examples=40, deadline=None)
@@ -549,7 +644,7 @@ def test_one_image_alone_equals_the_same_image_in_any_batch(entries, max_batch_s
 
     rng = np.random.default_rng(0)
     inbox = Collecting()
-    scheduler = Scheduler(ModelKey("net", "1"), [Engine()] * workers, BatchQueue(max_batch_size), Deaf())
+    scheduler = Scheduler(ModelKey("net", "1"), [Engine()] * workers, BatchQueue(Policy(max_batch_size)), Deaf())
     outputs = [("probabilities",), ("map", "probabilities"), ("map",)]
     submitted = [
         Entry(

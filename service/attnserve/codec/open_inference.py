@@ -142,6 +142,16 @@ def timeout_s_of(request: pb.ModelInferRequest) -> float | None:
     return microseconds / 1e6 if microseconds else None
 
 
+def priority_of(request: pb.ModelInferRequest) -> int:
+    """The `priority` parameter, 1 being the highest; 0, the model's default, where it is absent."""
+    if "priority" not in request.parameters:
+        return 0
+    priority = _integer(request.parameters["priority"])
+    if priority is None or priority < 0:
+        raise InvalidArgument("parameters: priority must be a whole number, not negative")
+    return priority
+
+
 def _integer(parameter: pb.InferParameter) -> int | None:
     """The parameter's value where it is one of the two integer kinds."""
     if parameter.WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):

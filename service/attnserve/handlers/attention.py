@@ -42,6 +42,7 @@ class AttentionHandlers:
     def classify(self, request: pb.ClassifyRequest, call: Call) -> None:
         """Check the request, then send its pictures through the pipeline."""
         model = self._models.find(request.model, request.version)
+        call.level = request.priority
         sources = codec.sources_of(request, self._max_images)
         sites = codec.sites_of(request.attention, model.files.card.sites)
         outputs = codec.outputs_for(sites, request.attention.level)

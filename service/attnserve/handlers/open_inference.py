@@ -102,6 +102,7 @@ class OpenInferenceHandlers:
     def model_infer(self, request: pb.ModelInferRequest, call: Call) -> None:
         """Check the request, then send its pictures through the pipeline."""
         model = self._models.find(request.model_name, request.model_version)
+        call.level = codec.priority_of(request)
         timeout_s = codec.timeout_s_of(request)
         if timeout_s is not None:
             call.deadline = min(call.deadline, call.started_at + timeout_s)

@@ -32,6 +32,8 @@ from attnserve.transport.stream_window import Begun, StreamWindow
 
 log = logging.getLogger(__name__)
 
+CLIENT_ID = "x-client-id"  # metadata by which a caller says who it is
+_LONGEST_CLIENT_ID = 256
 _FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
 _LONGEST_MESSAGE = 1000  # characters; it travels as metadata, which has a hard limit, and may echo what was asked for
 _CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
@@ -223,7 +225,7 @@ class GrpcioTransport:
         call = Call(
             method.name,
             deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
-            client=context.peer(),
+            client=_client_of(context),
             inbox=self._inbox,
             listener=self._listener,
             clock=self._clock,
@@ -246,6 +248,14 @@ class GrpcioTransport:
             answered.exception()  # marks it as seen: a caller that leaves now is no event for the log
         else:
             answered.set_result(message)
+
+
+def _client_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Who asks: what the caller calls itself, else its connection."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CLIENT_ID and isinstance(value, str):
+            return value[:_LONGEST_CLIENT_ID]
+    return str(context.peer())
 
 
 def check_free(host: str, port: int) -> None:

@@ -1,0 +1,129 @@
+"""Whose turn it is within one priority class: clients by turns, and within a turn the earliest deadline.
+
+Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995): in each round every client may have `quantum` rows launched.
+A client that comes back after a pause joins the present round (as in start-time fair queueing: Goyal, Vin, Cheng,
+SIGCOMM 1996), so nobody saves up turns and nobody is held to account for ever. A plain object, no threads or clocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from heapq import heapify, heappop, heappush
+from typing import Generic
+
+from attnserve.contract import W
+
+_COMPACT_ABOVE = 64  # numbers of entries that left, in a client's heap, besides as many that wait
+_MOST_ABSENT = 1024  # clients that have nothing queued and whose standing is remembered
+
+
+class _Line:
+    """One client's entries, by number, the most urgent first."""
+
+    __slots__ = ("entries", "rows", "served", "turn")
+
+    def __init__(self, served: int) -> None:
+        self.served = served  # rows launched, counted from where the client joined
+        self.rows = 0
+        self.entries: list[tuple[float, int]] = []  # (deadline, number), some of entries that left
+        self.turn: _Turn | None = None
+
+
+_Turn = tuple[int, float, int, int, _Line]  # round, deadline, number, serial (so that lines are never compared), line
+
+
+class FairQueue(Generic[W]):
+    """The entries of one class. An entry leaves by `charge`, when all of it was launched, or by `discard`.
+
+    Args:
+        quantum: Rows that a client may have launched in one round.
+    """
+
+    def __init__(self, quantum: int) -> None:
+        self.rows = 0
+        self.clients = 0  # with something queued
+        self._quantum = quantum
+        self._entries: dict[int, W] = {}
+        self._lines: dict[str, _Line] = {}
+        self._turns: list[_Turn] = []
+        self._served = 0  # standing of the client that was served last, before it was
+        self._serials = itertools.count()
+
+    def rows_ahead(self, client: str, rows: int) -> int:
+        """Most rows that go before the last of `rows` new ones of that client: others have no more turns than it."""
+        line = self._lines.get(client)
+        own = line.rows if line else 0
+        return own + min(self.rows - own, self.clients * (own + rows))
+
+    def put(self, entry: W) -> None:
+        """Queue the rows of an entry that were not launched."""
+        line = self._lines.get(entry.client)
+        if line is None:
+            line = self._lines[entry.client] = _Line(self._served)
+        if not line.rows:
+            self.clients += 1
+            line.served = max(line.served, self._served)
+        self._entries[entry.order] = entry
+        heappush(line.entries, (entry.deadline, entry.order))
+        line.rows += entry.waiting
+        self.rows += entry.waiting
+        self._give_turn(line)
+
+    def peek(self) -> tuple[W, int] | None:
+        """Whose rows go next, and how many its client may have in this round; None where nothing is queued."""
+        while self._turns:
+            turn = self._turns[0]
+            line = turn[-1]
+            if line.turn is not turn:
+                heappop(self._turns)
+            elif line.entries[0][1] not in self._entries:
+                self._give_turn(line)
+            else:
+                return self._entries[line.entries[0][1]], self._quantum - line.served % self._quantum
+        return None
+
+    def charge(self, entry: W, rows: int) -> None:
+        """`rows` of the entry that `peek` returned were launched; `entry.taken` counts them already."""
+        line = self._lines[entry.client]
+        self._served = line.served
+        line.served += rows
+        if not entry.waiting:
+            del self._entries[entry.order]
+        self._leave(line, rows)
+
+    def discard(self, entry: W) -> None:
+        """The entry's waiting rows leave, not launched."""
+        del self._entries[entry.order]
+        self._leave(self._lines[entry.client], entry.waiting)
+
+    def _leave(self, line: _Line, rows: int) -> None:
+        line.rows -= rows
+        self.rows -= rows
+        if line.rows:
+            self._give_turn(line)
+            return
+        self.clients -= 1
+        line.entries.clear()
+        line.turn = None
+        self._forget()
+
+    def _give_turn(self, line: _Line) -> None:
+        """Put the line where its most urgent entry now belongs."""
+        if len(line.entries) > 2 * _COMPACT_ABOVE and len(line.entries) > 2 * len(self._entries):
+            line.entries = [item for item in line.entries if item[1] in self._entries]
+            heapify(line.entries)
+        while line.entries[0][1] not in self._entries:
+            heappop(line.entries)
+        place = (line.served // self._quantum, *line.entries[0])
+        if line.turn is None or line.turn[:3] != place:
+            line.turn = (*place, next(self._serials), line)
+            heappush(self._turns, line.turn)
+
+    def _forget(self) -> None:
+        """Forget the standing of clients that are away: all of them once nobody is there to compare with."""
+        if not self.clients:
+            self._lines.clear()
+            self._turns.clear()
+            self._served = 0
+        elif len(self._lines) - self.clients > _MOST_ABSENT:
+            self._lines = {client: line for client, line in self._lines.items() if line.rows}
