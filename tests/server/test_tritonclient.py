@@ -12,6 +12,7 @@ import pytest
 
 from attnserve.client import Client
 
+ROOT = Path(__file__).parents[2]
 MODEL = "fashion-mnist-cbam"
 
 
@@ -36,8 +37,9 @@ def test_both_protocols_give_the_same_probabilities(seen):
     np.testing.assert_allclose(seen["probabilities"], seen["own"], rtol=1e-5, atol=1e-7)
 
 
-def test_logits_are_the_probabilities_before_softmax(seen):
-    exp = np.exp(np.array(seen["logits"]))
+def test_logits_are_the_probabilities_before_temperature_and_softmax(seen):
+    card = json.loads((ROOT / "model_repo" / MODEL / "1" / "model.json").read_text(encoding="utf-8"))
+    exp = np.exp(np.array(seen["logits"]) / card["calibration"]["temperature"])
     np.testing.assert_allclose(exp / exp.sum(axis=1, keepdims=True), seen["probabilities"], rtol=1e-5, atol=1e-7)
 
 
