@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench generate clean
+.PHONY: demo test test-full lint bench bench-overload bench-forms generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -29,6 +29,15 @@ lint: $(VENV)/.dev
 ## bench: throughput and latency beside the ceiling of raw ONNX Runtime, in one run.
 bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/run.py
+
+## bench-overload: goodput at up to ten times what the server can do, with a slow engine and with the small net itself.
+bench-overload: $(VENV)/.dev
+	$(BIN)/python tests/bench/overload.py
+	$(BIN)/python tests/bench/overload.py --engine-ms 0 --deadline-ms 100
+
+## bench-forms: what attention costs on a CPU, per depth and kind.
+bench-forms: $(VENV)/.dev
+	$(BIN)/python tests/bench/forms.py
 
 ## generate: write the protobuf stubs anew.
 generate: $(VENV)/.dev

@@ -10,6 +10,7 @@ from attnserve.errors import Overloaded, Unavailable
 
 SHORTEST_RETRY_S = 0.05  # sooner than that the queue has hardly moved
 _LONGEST_RETRY_S = 5.0
+_MARGIN = 1.1  # predictions are of the mean, and the way to the caller takes time too; see tests/bench/overload.py
 
 
 class Admission:
@@ -42,7 +43,7 @@ class Admission:
         Raises `Overloaded` with the time after which to try again, or `Unavailable` once closed. What would not wait is
         not refused for the time it takes: the prediction may be wrong, and would never learn.
         """
-        late_s = wait_s + run_s - slack_s
+        late_s = _MARGIN * (wait_s + run_s) - slack_s
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down")

@@ -25,6 +25,7 @@ class LatencyTable:
         self._sizes = list(known)
         self._seconds = list(known.values())
         self._pace = 1.0
+        self._efficient: dict[int, int] = {}  # answers of `efficient_size` until the shape changes: asked per request
 
     @property
     def sizes(self) -> dict[int, float]:
@@ -48,6 +49,7 @@ class LatencyTable:
         self._pace *= ratio**_PACE_WEIGHT
         nearest = min(range(len(self._sizes)), key=lambda i: abs(self._sizes[i] - rows))
         self._seconds[nearest] *= ratio**_SHAPE_WEIGHT
+        self._efficient.clear()
 
     def efficient_size(self, most: int) -> int:
         """The smallest batch, of at most `most`, whose throughput no larger one beats by more than `WORTH_IT`.
@@ -56,10 +58,12 @@ class LatencyTable:
         """
         if not self._sizes or self._sizes[-1] < most:
             return most
-        candidates = [size for size in self._sizes if size < most]
-        rates = {size: size / self._shape_at(size) for size in [*candidates, most]}
-        enough = max(rates.values()) / WORTH_IT
-        return min(size for size, rate in rates.items() if rate >= enough)
+        if most not in self._efficient:
+            candidates = [size for size in self._sizes if size < most]
+            rates = {size: size / self._shape_at(size) for size in [*candidates, most]}
+            enough = max(rates.values()) / WORTH_IT
+            self._efficient[most] = min(size for size, rate in rates.items() if rate >= enough)
+        return self._efficient[most]
 
     def largest_within(self, budget_s: float, most: int) -> int:
         """The largest batch, of at most `most`, that ends within the budget; 0 where not even one image does."""

@@ -85,15 +85,13 @@ class Scheduler:
 
     def estimate(self, client: str, level: int, rows: int) -> Estimate:
         """What `rows` images of that client would meet, by what is queued, what runs, and the latency table."""
+        now = self._clock()
         with self._lock:
             limit, table = self._queue.limit, self._queue.table
-            ahead = self._queue.rows_ahead(client, level, rows)
-            last_batch = min(limit, ahead + rows)
-            seconds_per_image = table.predicted_s(limit) / limit
-            wait_s = max(0, ahead + rows - last_batch) * seconds_per_image / len(self._workers)
-            if not self._idle:
-                wait_s += max(0.0, min(self._ends.values(), default=0.0) - self._clock())
-            return Estimate(wait_s, table.predicted_s(last_batch))
+            total = self._queue.rows_ahead(client, level, rows) + rows
+            free = sorted(max(0.0, self._ends.get(worker, 0.0) - now) for worker in self._workers)
+        rounds, turn = divmod((total - 1) // limit, len(free))  # of the batch that holds the last image
+        return Estimate(free[turn] + rounds * table.predicted_s(limit), table.predicted_s(min(limit, total)))
 
     def cancel(self, entry: Entry) -> None:
         """The caller of an accepted entry went away: its waiting rows leave now, those that run are run."""
