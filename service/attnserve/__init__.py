@@ -8,6 +8,6 @@ Two halves share one contract, the model repository. Reading order:
 * One way through: `admission`, `decode`, `decode_pool`, `postprocess`, and `pipeline`, which joins them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
 * What is heard: `listeners`, `metrics`, `statistics`, `logs`. The whole: `config`, `cores`, `server`.
-* For users: `client`, `client_messages`, `render`, `cli` and `commands`.
+* For users: `client`, `render`, `cli` and `commands`.
 * `export`: the only door to torch. `v1` and `inference`: generated from protos/.
 """

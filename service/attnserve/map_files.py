@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from attnserve.client_messages import Classification
+from attnserve.client.messages import Classification
 from attnserve.decode import DecodeLimits, upright_rgb
 from attnserve.errors import ConfigError, InvalidArgument
 from attnserve.render import Panel, figure

@@ -31,6 +31,7 @@ class Refusal(Exception):
 
     def __init__(self, code: int, message: str, retry_after_s: float | None = None) -> None:
         self.status = status_pb2.Status(code=code, message=message)
+        self.retry_after_s = retry_after_s
         if retry_after_s is not None:
             info = error_details_pb2.RetryInfo()
             info.retry_delay.FromNanoseconds(int(retry_after_s * 1e9))
@@ -38,11 +39,12 @@ class Refusal(Exception):
 
 
 class FakeService(attention_pb2_grpc.AttentionServiceServicer):
-    """Remembers requests and deadlines; the label of an answer is the request's own bytes, or `pixels`."""
+    """Remembers requests, deadlines and who called; the label of an answer is the request's own bytes, or `pixels`."""
 
     def __init__(self) -> None:
         self.requests: list[pb.ClassifyRequest] = []
         self.deadlines_s: list[float | None] = []
+        self.client_ids: list[str | None] = []
         self.stream_over = threading.Event()
         self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
         self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
@@ -80,10 +82,19 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
                 yield pb.ClassifyStreamResponse(sequence=sequence, response=self.answer(request))
             except Refusal as refusal:
                 status = refusal.status
-                yield pb.ClassifyStreamResponse(sequence=sequence, code=status.code, message=status.message)
+                yield pb.ClassifyStreamResponse(
+                    sequence=sequence,
+                    code=status.code,
+                    message=status.message,
+                    retry_after_ms=int((refusal.retry_after_s or 0) * 1000),
+                )
+
+    def called(self, context: Any) -> None:
+        self.deadlines_s.append(context.time_remaining())
+        self.client_ids.append(dict(context.invocation_metadata()).get("x-client-id"))
 
     def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
-        self.deadlines_s.append(context.time_remaining())
+        self.called(context)
         self.requests.append(request)
         try:
             return self.answer(request)
@@ -94,7 +105,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
     def ClassifyStream(  # noqa: N802
         self, request_iterator: Iterator[pb.ClassifyRequest], context: Any
     ) -> Iterator[pb.ClassifyStreamResponse]:
-        self.deadlines_s.append(context.time_remaining())
+        self.called(context)
         context.add_callback(self.stream_over.set)
         try:
             yield from self.stream(request_iterator)
@@ -102,11 +113,11 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
             context.abort_with_status(rpc_status.to_status(refusal.status))
 
     def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802, ARG002
-        self.deadlines_s.append(context.time_remaining())
+        self.called(context)
         return pb.ListModelsResponse(models=self.statuses)
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:  # noqa: N802
-        self.deadlines_s.append(context.time_remaining())
+        self.called(context)
         if request.name not in ("fake", "other", "plain"):
             context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.name!r} is not served")
         site = pb.Site(
@@ -150,7 +161,8 @@ def target(service: FakeService) -> Iterator[str]:
 
 @pytest.fixture
 def client(target: str) -> Iterator[Client]:
-    with Client(target, timeout_s=7) as client:
+    """Tries once, so that a test sees each failure."""
+    with Client(target, timeout_s=7, retry=None) as client:
         yield client
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from attnserve.client import (
     Prediction,
     SiteInfo,
     Timings,
-    _with_port,
 )
+from attnserve.client.calls import with_port
 from attnserve.preprocess import CropBox
 from attnserve.v1 import attention_pb2 as pb
 
@@ -47,6 +48,48 @@ def test_a_call_may_bring_its_own_deadline(client: Client, service: Any) -> None
     assert service.deadlines_s == pytest.approx([3] * 4, abs=1)
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, math.nan, math.inf])
+def test_a_client_without_a_usable_deadline_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s"):
+        Client("localhost", timeout_s=timeout_s)
+
+
+def test_a_call_whose_time_is_up_fails_and_one_without_end_is_refused(client: Client) -> None:
+    with pytest.raises(ClientError, match="DEADLINE_EXCEEDED"):
+        client.models(timeout_s=-1)
+    with pytest.raises(ValueError, match="timeout_s"):
+        client.models(timeout_s=math.inf)
+
+
+def test_every_call_says_who_calls(target: str, service: Any) -> None:
+    with Client(target, client_id="batch-7@host") as client:
+        client.classify([b"cat"], model="fake")
+        list(client.classify_stream([b"cat"], model="fake"))
+        client.models()
+        client.model("fake")
+    assert service.client_ids == ["batch-7@host"] * 4
+
+
+def test_a_client_without_a_name_sends_none(client: Client, service: Any) -> None:
+    client.models()
+    assert service.client_ids == [None]
+
+
+@pytest.mark.parametrize("client_id", ["", "two words", "caf\u00e9", "x" * 129, "line\n"])
+def test_a_name_that_metadata_cannot_carry_is_refused(client_id: str) -> None:
+    with pytest.raises(ValueError, match="client_id"):
+        Client("localhost", client_id=client_id)
+
+
+def test_a_closed_client_says_so(target: str) -> None:
+    client = Client(target)
+    client.close()
+    with pytest.raises(ClientError, match="CANCELLED: the client was closed"):
+        client.models()
+    with pytest.raises(ClientError, match="CANCELLED: the client was closed"):
+        list(client.classify_stream([b"cat"], model="fake"))
+
+
 def test_a_server_that_does_not_answer_in_time_is_given_up(client: Client, service: Any) -> None:
     released = threading.Event()
     service.answer = lambda request: service.echo(request) if released.wait(5) else None
@@ -67,11 +110,11 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(client: Client, servi
     ],
 )
 def test_a_bare_host_gets_the_default_port(target: str, expected: str) -> None:
-    assert _with_port(target) == expected
+    assert with_port(target) == expected
 
 
 def test_nobody_listening_is_unavailable() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(ClientError, match="UNAVAILABLE"):
+    with Client("127.0.0.1:1", retry=None) as client, pytest.raises(ClientError, match="UNAVAILABLE"):
         client.models()
 
 

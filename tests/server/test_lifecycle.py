@@ -78,7 +78,7 @@ def test_sigterm_under_load_answers_every_accepted_request(start_server, picture
     loaded = threading.Barrier(9)
 
     def load(seed: int) -> None:
-        with Client(server.grpc, timeout_s=30) as client:
+        with Client(server.grpc, timeout_s=30, retry=None) as client:
             client.classify([pictures[0]], model=MODEL)
             loaded.wait()
             while True:

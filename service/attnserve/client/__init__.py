@@ -1,0 +1,40 @@
+"""The Python client of `attnserve.v1`: pictures in, predictions and attention maps out as numpy arrays.
+
+Knows the protocol only: no server module, no onnxruntime, no torch. Import the names from here. Reading order:
+`messages` (what goes in and comes out), `errors` (what a failed call becomes), `retry` (whether it is tried again),
+`calls` (the terms of a call, the reading of replies), then `blocking`.
+"""
+
+from __future__ import annotations
+
+from attnserve.client.blocking import Client
+from attnserve.client.errors import ClientError
+from attnserve.client.messages import (
+    AttentionLevel,
+    AttentionMap,
+    Classification,
+    ModelInfo,
+    ModelStatus,
+    Picture,
+    Prediction,
+    SiteInfo,
+    Timings,
+)
+from attnserve.client.retry import Retry
+from attnserve.preprocess import CropBox
+
+__all__ = [
+    "AttentionLevel",
+    "AttentionMap",
+    "Classification",
+    "Client",
+    "ClientError",
+    "CropBox",
+    "ModelInfo",
+    "ModelStatus",
+    "Picture",
+    "Prediction",
+    "Retry",
+    "SiteInfo",
+    "Timings",
+]

@@ -1,0 +1,204 @@
+"""The blocking client: owns the channel, the waits between attempts, and the order of a stream."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
+from threading import Event
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from attnserve.client import errors
+from attnserve.client.calls import (
+    CHANNEL_OPTIONS,
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUT_S,
+    Pack,
+    Replies,
+    Terms,
+    answers,
+    check_window,
+    from_statuses,
+    packed,
+    with_port,
+)
+from attnserve.client.errors import ClientError
+from attnserve.client.messages import (
+    AttentionLevel,
+    Classification,
+    ModelInfo,
+    ModelStatus,
+    Picture,
+    from_model,
+    to_request,
+)
+from attnserve.client.retry import Attempts, Retry
+from attnserve.v1 import attention_pb2 as pb
+from attnserve.v1 import attention_pb2_grpc
+
+
+class Client:
+    """A connection to one server, `HOST` or `HOST:PORT`; a context manager, and safe to share between threads.
+
+    Every call has a deadline: its own `timeout_s`, else the client's; it spans all attempts. Failures are raised as
+    `ClientError`. `classify`, `models` and `model` are tried again, as `retry` says, where the server was full and said
+    when to come back, or was not there; never past the deadline: where the wait would be longer than what is left, the
+    last error is raised at once.
+
+    Args:
+        target: Where the server listens; a bare host gets port 8001.
+        timeout_s: Deadline of a call that brings none, in seconds.
+        retry: None for one attempt only.
+        client_id: Names this caller to the server, as metadata `x-client-id`: 1 to 128 printable ASCII characters.
+        clock, sleep, random: Collaborators, for tests. `close` ends the default sleep.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = DEFAULT_RETRY,
+        client_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._terms = Terms(timeout_s, retry, client_id)
+        self._closed = Event()
+        self._clock = clock
+        self._sleep = sleep or self._closed.wait
+        self._random = random
+        self._channel = grpc.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        self._stub = attention_pb2_grpc.AttentionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way, and later ones, fail with CANCELLED."""
+        self._closed.set()
+        self._channel.close()
+
+    def classify(
+        self,
+        images: Sequence[Picture],
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 5,
+        attention: AttentionLevel = "none",
+        sites: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[Classification]:
+        """Classify all `images` in one call: one answer per picture, in order; one bad picture fails the call.
+
+        An empty `version` is the newest that is ready, `top_k` 0 is all classes, empty `sites` is all sites. Blocks.
+        Raises `ValueError` for an array of another dtype or shape, `OSError` for a file that cannot be read.
+        """
+        request = to_request(images, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        return answers(self._call(self._stub.Classify, request, timeout_s), expected=len(images))
+
+    def classify_stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 5,
+        attention: AttentionLevel = "none",
+        sites: Sequence[str] = (),
+        timeout_s: float | None = None,
+        max_in_flight: int = 64,
+    ) -> Iterator[Classification | ClientError]:
+        """Classify any number of pictures over one call: one outcome per picture, in order.
+
+        A picture that the server refuses, or that cannot be sent (INVALID_ARGUMENT), is a `ClientError` in its place.
+        The error is raised, and no outcome follows, only when the call as a whole ends early.
+
+        Nothing is tried again: a full server's RESOURCE_EXHAUSTED is the picture's outcome, with `retry_after_s`, for
+        whoever has the picture may send it again, and a later answer would hold up all that follow. A `max_in_flight`
+        below the server's bound on pending pictures avoids it.
+
+        `images` is read in the caller's thread, up to `max_in_flight` pictures ahead of the outcome being returned:
+        choose 1 for a live source. `timeout_s` spans the whole stream: give it the time that all pictures need.
+        """
+        check_window(max_in_flight)
+        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        requests: SimpleQueue[pb.ClassifyRequest | None] = SimpleQueue()
+        call = self._begun(self._stub.ClassifyStream, iter(requests.get, None), self._terms.timeout_of(timeout_s))
+        try:
+            yield from _in_order(images, pack, requests, call, max_in_flight)
+        except grpc.RpcError as error:
+            raise errors.from_call(error) from None
+        finally:
+            requests.put(None)  # lets gRPC's sending thread end, also when the caller walks away
+            call.cancel()
+
+    def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
+        """Every model version that the server knows, ready or not."""
+        return from_statuses(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
+
+    def model(self, name: str, version: str = "", *, timeout_s: float | None = None) -> ModelInfo:
+        """One model version; an empty `version` is the newest that is ready."""
+        return from_model(self._call(self._stub.GetModel, pb.GetModelRequest(name=name, version=version), timeout_s))
+
+    def _call(self, rpc: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        """The reply to a request that may be sent more than once."""
+        attempts = self._terms.attempts(timeout_s, self._clock(), self._random)
+        while True:
+            try:
+                return self._attempt(rpc, request, attempts)
+            except ClientError as error:
+                wait_s = attempts.failed(error, self._clock())
+            self._sleep(wait_s)
+
+    def _attempt(self, rpc: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+        try:
+            return self._begun(rpc, request, attempts.remaining_s(self._clock()))
+        except grpc.RpcError as error:
+            raise errors.from_call(error) from None
+
+    def _begun(self, rpc: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        try:
+            return rpc(request, timeout=timeout_s, metadata=self._terms.metadata)
+        except ValueError:  # what gRPC raises on a closed channel
+            if not self._closed.is_set():
+                raise
+            raise errors.closed() from None
+
+
+def _in_order(
+    images: Iterable[Picture],
+    pack: Pack,
+    requests: SimpleQueue[pb.ClassifyRequest | None],
+    call: Iterator[pb.ClassifyStreamResponse],
+    max_in_flight: int,
+) -> Iterator[Classification | ClientError]:
+    """Send pictures and give outcomes in turn; a picture that cannot be sent keeps its place."""
+    replies = Replies()
+    waiting: deque[ClientError | None] = deque()  # None: sent, the server answers
+    for image in images:
+        if len(waiting) == max_in_flight:
+            yield waiting.popleft() or replies.outcome(next(call, None))
+        request = packed(pack, image)
+        if isinstance(request, ClientError):
+            waiting.append(request)
+        else:
+            requests.put(request)
+            waiting.append(None)
+    requests.put(None)
+    while waiting:
+        yield waiting.popleft() or replies.outcome(next(call, None))
+    replies.end(next(call, None))  # reads the end of the call, so that both sides see it complete
