@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -13,7 +14,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from attnserve.client import Client
+from attnserve.client import AsyncClient, Client
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 
@@ -45,6 +46,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         self.requests: list[pb.ClassifyRequest] = []
         self.deadlines_s: list[float | None] = []
         self.client_ids: list[str | None] = []
+        self.classify_begun, self.classify_over = threading.Event(), threading.Event()
         self.stream_over = threading.Event()
         self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
         self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
@@ -96,6 +98,8 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
     def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         self.called(context)
         self.requests.append(request)
+        context.add_callback(self.classify_over.set)
+        self.classify_begun.set()
         try:
             return self.answer(request)
         except Refusal as refusal:
@@ -159,10 +163,67 @@ def target(service: FakeService) -> Iterator[str]:
     server.stop(None).wait()
 
 
+class Driven:
+    """An `AsyncClient` with the face of a `Client`, on a loop of its own: one behaviour, one set of tests."""
+
+    def __init__(self, target: str, *, sleep: Callable[[float], None] | None = None, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+
+        async def waits(seconds: float) -> None:
+            assert sleep is not None
+            sleep(seconds)
+
+        async def made() -> AsyncClient:
+            return AsyncClient(target, sleep=waits if sleep else None, **options)
+
+        try:
+            self._client = self._runner.run(made())
+        except BaseException:
+            self._runner.close()
+            raise
+
+    def __enter__(self) -> Driven:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._runner.close()
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+
+    def classify(self, *args: Any, **options: Any) -> Any:
+        return self._runner.run(self._client.classify(*args, **options))
+
+    def models(self, **options: Any) -> Any:
+        return self._runner.run(self._client.models(**options))
+
+    def model(self, *args: Any, **options: Any) -> Any:
+        return self._runner.run(self._client.model(*args, **options))
+
+    def classify_stream(self, *args: Any, **options: Any) -> Iterator[Any]:
+        outcomes = self._client.classify_stream(*args, **options)
+
+        async def step() -> Any:
+            return await anext(outcomes, None)
+
+        try:
+            while (outcome := self._runner.run(step())) is not None:
+                yield outcome
+        finally:
+            self._runner.run(outcomes.aclose())
+
+
+@pytest.fixture(params=[Client, Driven], ids=["blocking", "asyncio"])
+def make_client(request: pytest.FixtureRequest) -> Any:
+    """Both clients, each with the same face."""
+    return request.param
+
+
 @pytest.fixture
-def client(target: str) -> Iterator[Client]:
+def client(target: str, make_client: Any) -> Iterator[Client]:
     """Tries once, so that a test sees each failure."""
-    with Client(target, timeout_s=7, retry=None) as client:
+    with make_client(target, timeout_s=7, retry=None) as client:
         yield client
 
 

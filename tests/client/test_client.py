@@ -49,9 +49,9 @@ def test_a_call_may_bring_its_own_deadline(client: Client, service: Any) -> None
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, math.nan, math.inf])
-def test_a_client_without_a_usable_deadline_is_refused(timeout_s: float) -> None:
+def test_a_client_without_a_usable_deadline_is_refused(make_client: Any, timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
-        Client("localhost", timeout_s=timeout_s)
+        make_client("localhost", timeout_s=timeout_s)
 
 
 def test_a_call_whose_time_is_up_fails_and_one_without_end_is_refused(client: Client) -> None:
@@ -61,8 +61,8 @@ def test_a_call_whose_time_is_up_fails_and_one_without_end_is_refused(client: Cl
         client.models(timeout_s=math.inf)
 
 
-def test_every_call_says_who_calls(target: str, service: Any) -> None:
-    with Client(target, client_id="batch-7@host") as client:
+def test_every_call_says_who_calls(make_client: Any, target: str, service: Any) -> None:
+    with make_client(target, client_id="batch-7@host") as client:
         client.classify([b"cat"], model="fake")
         list(client.classify_stream([b"cat"], model="fake"))
         client.models()
@@ -76,18 +76,30 @@ def test_a_client_without_a_name_sends_none(client: Client, service: Any) -> Non
 
 
 @pytest.mark.parametrize("client_id", ["", "two words", "caf\u00e9", "x" * 129, "line\n"])
-def test_a_name_that_metadata_cannot_carry_is_refused(client_id: str) -> None:
+def test_a_name_that_metadata_cannot_carry_is_refused(make_client: Any, client_id: str) -> None:
     with pytest.raises(ValueError, match="client_id"):
-        Client("localhost", client_id=client_id)
+        make_client("localhost", client_id=client_id)
 
 
-def test_a_closed_client_says_so(target: str) -> None:
-    client = Client(target)
+def test_a_closed_client_says_so(client: Client) -> None:
     client.close()
     with pytest.raises(ClientError, match="CANCELLED: the client was closed"):
         client.models()
     with pytest.raises(ClientError, match="CANCELLED: the client was closed"):
         list(client.classify_stream([b"cat"], model="fake"))
+
+
+def test_closing_a_client_fails_the_calls_under_way(target: str, service: Any) -> None:
+    released = threading.Event()
+    service.answer = lambda request: service.echo(request) if released.wait(10) else None
+    client = Client(target)
+    closer = threading.Thread(target=lambda: service.classify_begun.wait(5) and client.close())
+    closer.start()
+    with pytest.raises(ClientError) as caught:
+        client.classify([b"cat"], model="fake")
+    released.set()
+    closer.join()
+    assert caught.value.code == "CANCELLED"
 
 
 def test_a_server_that_does_not_answer_in_time_is_given_up(client: Client, service: Any) -> None:
@@ -113,8 +125,8 @@ def test_a_bare_host_gets_the_default_port(target: str, expected: str) -> None:
     assert with_port(target) == expected
 
 
-def test_nobody_listening_is_unavailable() -> None:
-    with Client("127.0.0.1:1", retry=None) as client, pytest.raises(ClientError, match="UNAVAILABLE"):
+def test_nobody_listening_is_unavailable(make_client: Any) -> None:
+    with make_client("127.0.0.1:1", retry=None) as client, pytest.raises(ClientError, match="UNAVAILABLE"):
         client.models()
 
 

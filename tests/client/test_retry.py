@@ -128,26 +128,30 @@ def failing(service: Any, failures: list[Exception]) -> None:
     service.answer = answer
 
 
-def test_a_call_is_tried_again_until_it_is_answered(target: str, service: Any, refusal: Any, time: FakeTime) -> None:
+def test_a_call_is_tried_again_until_it_is_answered(
+    make_client: Any, target: str, service: Any, refusal: Any, time: FakeTime
+) -> None:
     failing(service, [refusal(code_pb2.RESOURCE_EXHAUSTED, "full", 1.25), refusal(code_pb2.UNAVAILABLE, "draining")])
-    with Client(target, timeout_s=60, clock=time.clock, sleep=time.sleep, random=lambda: 0.5) as client:
+    with make_client(target, timeout_s=60, clock=time.clock, sleep=time.sleep, random=lambda: 0.5) as client:
         (answer,) = client.classify([b"cat"], model="fake")
     assert answer.predictions[0].label == "cat"
     assert time.slept == pytest.approx([1.875, 0.15])
     assert service.requests == [service.requests[0]] * 3
 
 
-def test_all_attempts_share_one_deadline(target: str, service: Any, refusal: Any, time: FakeTime) -> None:
+def test_all_attempts_share_one_deadline(
+    make_client: Any, target: str, service: Any, refusal: Any, time: FakeTime
+) -> None:
     failing(service, [refusal(code_pb2.RESOURCE_EXHAUSTED, "full", 3)] * 9)
-    client = Client(target, timeout_s=20, clock=time.clock, sleep=time.sleep, random=lambda: 0)
+    client = make_client(target, timeout_s=20, clock=time.clock, sleep=time.sleep, random=lambda: 0)
     with client, pytest.raises(ClientError, match="full"):
         client.classify([b"cat"], model="fake", timeout_s=10)
     assert time.slept == [3, 3, 3]
     assert service.deadlines_s == pytest.approx([10, 7, 4, 1], abs=0.9)
 
 
-def test_what_will_not_pass_is_sent_once(target: str, service: Any, time: FakeTime) -> None:
-    with Client(target, clock=time.clock, sleep=time.sleep) as client:
+def test_what_will_not_pass_is_sent_once(make_client: Any, target: str, service: Any, time: FakeTime) -> None:
+    with make_client(target, clock=time.clock, sleep=time.sleep) as client:
         with pytest.raises(ClientError, match="INVALID_ARGUMENT"):
             client.classify([b"bad"], model="fake")
         with pytest.raises(ClientError, match="NOT_FOUND"):
@@ -155,19 +159,19 @@ def test_what_will_not_pass_is_sent_once(target: str, service: Any, time: FakeTi
     assert (len(service.requests), time.slept) == (1, [])
 
 
-def test_a_server_that_is_not_there_is_tried_as_often_as_allowed(time: FakeTime) -> None:
+def test_a_server_that_is_not_there_is_tried_as_often_as_allowed(make_client: Any, time: FakeTime) -> None:
     retry = Retry(max_attempts=3, base_s=1)
-    client = Client("127.0.0.1:1", retry=retry, clock=time.clock, sleep=time.sleep, random=lambda: 0)
+    client = make_client("127.0.0.1:1", retry=retry, clock=time.clock, sleep=time.sleep, random=lambda: 0)
     with client, pytest.raises(ClientError, match="UNAVAILABLE"):
         client.models()
     assert time.slept == [0.5, 1]
 
 
 def test_a_stream_does_not_send_a_refused_picture_again(
-    target: str, service: Any, refusal: Any, time: FakeTime
+    make_client: Any, target: str, service: Any, refusal: Any, time: FakeTime
 ) -> None:
     failing(service, [refusal(code_pb2.RESOURCE_EXHAUSTED, "full", 0.5)])
-    with Client(target, clock=time.clock, sleep=time.sleep) as client:
+    with make_client(target, clock=time.clock, sleep=time.sleep) as client:
         first, second = client.classify_stream([b"cat", b"dog"], model="fake")
     assert isinstance(first, ClientError)
     assert (first.code, first.retry_after_s) == ("RESOURCE_EXHAUSTED", 0.5)

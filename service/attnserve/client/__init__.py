@@ -2,11 +2,13 @@
 
 Knows the protocol only: no server module, no onnxruntime, no torch. Import the names from here. Reading order:
 `messages` (what goes in and comes out), `errors` (what a failed call becomes), `retry` (whether it is tried again),
-`calls` (the terms of a call, the reading of replies), then `blocking`.
+`calls` (the terms of a call, the reading of replies), then the two that call: `blocking`, and `aio` with
+`aio_stream`.
 """
 
 from __future__ import annotations
 
+from attnserve.client.aio import AsyncClient
 from attnserve.client.blocking import Client
 from attnserve.client.errors import ClientError
 from attnserve.client.messages import (
@@ -24,6 +26,7 @@ from attnserve.client.retry import Retry
 from attnserve.preprocess import CropBox
 
 __all__ = [
+    "AsyncClient",
     "AttentionLevel",
     "AttentionMap",
     "Classification",

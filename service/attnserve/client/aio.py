@@ -1,0 +1,166 @@
+"""The asyncio client: the same methods and results as the blocking one, on the caller's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from attnserve.client import errors
+from attnserve.client.aio_stream import off_loop, outcomes
+from attnserve.client.calls import (
+    CHANNEL_OPTIONS,
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUT_S,
+    Terms,
+    answers,
+    check_window,
+    from_statuses,
+    with_port,
+)
+from attnserve.client.errors import ClientError
+from attnserve.client.messages import (
+    AttentionLevel,
+    Classification,
+    ModelInfo,
+    ModelStatus,
+    Picture,
+    from_model,
+    to_request,
+)
+from attnserve.client.retry import Attempts, Retry
+from attnserve.v1 import attention_pb2 as pb
+from attnserve.v1 import attention_pb2_grpc
+
+
+class AsyncClient:
+    """`Client` for asyncio: a connection to one server, an async context manager, made and used in one event loop.
+
+    Deadlines, retries, errors and arguments are those of `Client`. Cancelling the task that waits for a call cancels
+    the call. Files are read in a thread; anything else that is done for a call is short.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = DEFAULT_RETRY,
+        client_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        asyncio.get_running_loop()  # without one, gRPC would choose a loop that nobody runs
+        self._terms = Terms(timeout_s, retry, client_id)
+        self._closed = asyncio.Event()
+        self._clock = clock
+        self._sleep = sleep or self._nap
+        self._random = random
+        self._channel = grpc.aio.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        self._stub: Any = attention_pb2_grpc.AttentionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way, and later ones, fail with CANCELLED."""
+        self._closed.set()
+        await self._channel.close()
+
+    async def classify(
+        self,
+        images: Sequence[Picture],
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 5,
+        attention: AttentionLevel = "none",
+        sites: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[Classification]:
+        """As `Client.classify`."""
+        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        request = await off_loop(partial(pack, images), images)
+        return answers(await self._call(self._stub.Classify, request, timeout_s), expected=len(images))
+
+    async def classify_stream(
+        self,
+        images: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        model: str,
+        version: str = "",
+        top_k: int = 5,
+        attention: AttentionLevel = "none",
+        sites: Sequence[str] = (),
+        timeout_s: float | None = None,
+        max_in_flight: int = 64,
+    ) -> AsyncGenerator[Classification | ClientError, None]:
+        """As `Client.classify_stream`: one outcome per picture, in order; nothing is tried again.
+
+        `images` is read by a task of its own, so that an outcome never waits for the next picture, and as far ahead as
+        `Client` does. An ordinary iterable is read in the event loop: it must not block. What `images` raises is raised
+        here, after the outcomes of the pictures before it. Whoever leaves the stream early closes it
+        (`contextlib.aclosing`), or the call lasts until the generator is collected.
+        """
+        check_window(max_in_flight)
+        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        with self._translated():
+            call = self._stub.ClassifyStream(timeout=self._terms.timeout_of(timeout_s), metadata=self._terms.metadata)
+            async with contextlib.aclosing(outcomes(images, pack, call, max_in_flight)) as each:
+                async for outcome in each:
+                    yield outcome
+
+    async def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
+        """As `Client.models`."""
+        return from_statuses(await self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
+
+    async def model(self, name: str, version: str = "", *, timeout_s: float | None = None) -> ModelInfo:
+        """As `Client.model`."""
+        request = pb.GetModelRequest(name=name, version=version)
+        return from_model(await self._call(self._stub.GetModel, request, timeout_s))
+
+    async def _call(self, rpc: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        """The reply to a request that may be sent more than once."""
+        attempts = self._terms.attempts(timeout_s, self._clock(), self._random)
+        while True:
+            try:
+                return await self._attempt(rpc, request, attempts)
+            except ClientError as error:
+                wait_s = attempts.failed(error, self._clock())
+            await self._sleep(wait_s)
+
+    async def _attempt(self, rpc: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+        with self._translated():
+            return await rpc(request, timeout=attempts.remaining_s(self._clock()), metadata=self._terms.metadata)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raises gRPC's failures as ours. gRPC cancels those who wait when the channel is closed: to them it is one."""
+        if self._closed.is_set():
+            raise errors.closed()
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise errors.from_call(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed.is_set() or (task is not None and task.cancelling()):
+                raise
+            raise errors.closed() from None
+
+    async def _nap(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
