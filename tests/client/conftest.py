@@ -46,7 +46,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         self.requests: list[pb.ClassifyRequest] = []
         self.deadlines_s: list[float | None] = []
         self.client_ids: list[str | None] = []
-        self.classify_begun, self.classify_over = threading.Event(), threading.Event()
+        self.classify_begun, self.classify_cancelled = threading.Event(), threading.Event()
         self.stream_over = threading.Event()
         self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
         self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
@@ -98,13 +98,17 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
     def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         self.called(context)
         self.requests.append(request)
-        context.add_callback(self.classify_over.set)
+        answered = threading.Event()
+        context.add_callback(lambda: answered.is_set() or self.classify_cancelled.set())
         self.classify_begun.set()
         try:
             return self.answer(request)
         except Refusal as refusal:
+            answered.set()
             context.abort_with_status(rpc_status.to_status(refusal.status))
             raise AssertionError("abort raises") from None
+        finally:
+            answered.set()
 
     def ClassifyStream(  # noqa: N802
         self, request_iterator: Iterator[pb.ClassifyRequest], context: Any

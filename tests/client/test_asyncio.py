@@ -67,6 +67,43 @@ def test_an_outcome_does_not_wait_for_the_next_picture(target: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_stream_reads_pictures_only_so_far_ahead(target: str) -> None:
+    drawn: list[int] = []
+
+    def pictures() -> Iterator[bytes]:
+        for index in range(10):
+            drawn.append(index)
+            yield b"%d" % index
+
+    async def scenario() -> None:
+        async with AsyncClient(target) as client:
+            outcomes = client.classify_stream(pictures(), model="fake", max_in_flight=3)
+            assert label_of(await anext(outcomes)) == "0"
+            await asyncio.sleep(0.1)  # time to read more, were it free to
+            assert drawn == [0, 1, 2, 3]
+            assert [label_of(outcome) async for outcome in outcomes] == [str(index) for index in range(1, 10)]
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_is_left_open_is_closed_with_its_loop_in_silence(
+    target: str, service: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> Any:
+        outcomes = AsyncClient(target).classify_stream(asyncio_pictures(), model="fake")
+        await anext(outcomes)
+        return outcomes
+
+    async def asyncio_pictures() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.Event().wait()
+
+    kept = asyncio.run(scenario())
+    assert service.stream_over.wait(5)
+    assert caplog.text == ""
+    del kept
+
+
 def test_a_stream_ends_at_its_deadline_though_its_source_is_silent(target: str) -> None:
     async def silent() -> AsyncIterator[bytes]:
         yield b"one"
@@ -131,7 +168,7 @@ def test_cancelling_who_waits_cancels_the_call_on_the_server(target: str, servic
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(service.classify_over.wait, 5)
+            assert await asyncio.to_thread(service.classify_cancelled.wait, 5)
 
     released = threading.Event()
     service.answer = lambda request: service.echo(request) if released.wait(10) else None

@@ -263,7 +263,7 @@ def test_a_stream_keeps_order_and_gives_each_picture_its_own_status(
     assert len(service.requests) == 3  # what cannot be a picture is not sent
 
 
-def test_a_stream_reads_pictures_only_so_far_ahead(client: Client) -> None:
+def test_a_stream_reads_pictures_only_so_far_ahead(target: str) -> None:
     drawn: list[int] = []
 
     def pictures() -> Iterator[bytes]:
@@ -271,10 +271,11 @@ def test_a_stream_reads_pictures_only_so_far_ahead(client: Client) -> None:
             drawn.append(index)
             yield b"%d" % index
 
-    outcomes = client.classify_stream(pictures(), model="fake", max_in_flight=3)
-    assert label_of(next(outcomes)) == "0"
-    assert drawn == [0, 1, 2, 3]
-    assert [label_of(outcome) for outcome in outcomes] == [str(index) for index in range(1, 10)]
+    with Client(target) as client:
+        outcomes = client.classify_stream(pictures(), model="fake", max_in_flight=3)
+        assert label_of(next(outcomes)) == "0"
+        assert drawn == [0, 1, 2, 3]
+        assert [label_of(outcome) for outcome in outcomes] == [str(index) for index in range(1, 10)]
 
 
 def test_a_stream_that_is_walked_away_from_is_cancelled_on_the_server(client: Client, service: Any) -> None:

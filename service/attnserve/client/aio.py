@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 
 from attnserve.client import errors
-from attnserve.client.aio_stream import off_loop, outcomes
+from attnserve.client.aio_stream import Stream, off_loop
 from attnserve.client.calls import (
     CHANNEL_OPTIONS,
     DEFAULT_RETRY,
@@ -119,9 +119,12 @@ class AsyncClient:
         pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
         with self._translated():
             call = self._stub.ClassifyStream(timeout=self._terms.timeout_of(timeout_s), metadata=self._terms.metadata)
-            async with contextlib.aclosing(outcomes(images, pack, call, max_in_flight)) as each:
-                async for outcome in each:
+            stream = Stream(images, pack, call, max_in_flight)
+            try:
+                while (outcome := await stream.next()) is not None:
                     yield outcome
+            finally:
+                await stream.close()
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
         """As `Client.models`."""

@@ -24,59 +24,68 @@ _Place: TypeAlias = ClientError | Literal["sent", "all sent", "call over"]
 """What is due next: an outcome known without the server, a reply of the server, or the end that a side came to."""
 
 
-async def outcomes(
-    images: Iterable[Picture] | AsyncIterable[Picture], pack: Pack, call: Any, max_in_flight: int
-) -> AsyncGenerator[Classification | ClientError, None]:
-    """The outcome of each picture, in order; the call is over when the generator ends or is closed.
+class Stream:
+    """One call of ClassifyStream: pictures out, outcomes in.
+
+    No generator: a loop that ends closes all generators at once, the inner ones under the feet of the outer.
 
     Args:
-        call: A `grpc.aio.StreamStreamCall` that nobody else reads or writes.
+        call: A `grpc.aio.StreamStreamCall` that nobody else reads or writes; `close` ends it.
     """
-    places: asyncio.Queue[_Place] = asyncio.Queue()  # bounded by `room`
-    room = asyncio.Semaphore(max_in_flight)
-    replies = Replies()
-    sender = asyncio.create_task(_send(images, pack, call, places, room))
-    call.add_done_callback(lambda _: places.put_nowait("call over"))  # heard also while `images` has nothing to give
-    try:
-        while (place := await places.get()) not in ("all sent", "call over"):
-            outcome = place if isinstance(place, ClientError) else replies.outcome(await _read(call))
-            room.release()
-            yield outcome
-        if place == "call over":
-            replies.outcome(await _read(call))  # raises: pictures are left
-        if sender.done():
-            sender.result()  # raises what `images` raised
-        replies.end(await _read(call))  # reads the end of the call, so that both sides see it complete
-    finally:
-        sender.cancel()
-        call.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
 
+    def __init__(
+        self, images: Iterable[Picture] | AsyncIterable[Picture], pack: Pack, call: Any, max_in_flight: int
+    ) -> None:
+        self._pack = pack
+        self._call = call
+        self._replies = Replies()
+        self._places: asyncio.Queue[_Place] = asyncio.Queue()  # bounded by `_room`
+        self._room = asyncio.Semaphore(max_in_flight - 1)  # each turn of `next` lets one more picture out
+        self._sender = asyncio.create_task(self._send(images))
+        call.add_done_callback(lambda _: self._places.put_nowait("call over"))  # heard also while no picture comes
 
-async def _send(
-    images: Iterable[Picture] | AsyncIterable[Picture],
-    pack: Pack,
-    call: Any,
-    places: asyncio.Queue[_Place],
-    room: asyncio.Semaphore,
-) -> None:
-    """Send each picture when there is room for it; a picture that cannot be sent keeps its place."""
-    over = contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError)  # who reads the call hears why
-    try:
-        async with contextlib.aclosing(_each(images)) as pictures:
-            async for image in pictures:
-                await room.acquire()
-                request = await off_loop(partial(packed, pack, image), [image])
-                if isinstance(request, ClientError):
-                    places.put_nowait(request)
-                    continue
-                places.put_nowait("sent")
-                with over:
-                    await call.write(request)
-    finally:
-        places.put_nowait("all sent")
-    with over:
-        await call.done_writing()
+    async def next(self) -> Classification | ClientError | None:
+        """The outcome of the next picture, None after the last. Raises what `images` raised or what ended the call."""
+        self._room.release()
+        place = await self._places.get()
+        if isinstance(place, ClientError):
+            return place
+        if place != "all sent":
+            return self._replies.outcome(await self._read())  # raises where the call is over: pictures are left
+        if self._sender.done():
+            self._sender.result()  # raises what `images` raised
+        self._replies.end(await self._read())  # reads the end of the call, so that both sides see it complete
+        return None
+
+    async def close(self) -> None:
+        """Leave `images` alone and cancel the call, unless it is over."""
+        self._sender.cancel()
+        self._call.cancel()
+        await asyncio.gather(self._sender, return_exceptions=True)
+
+    async def _send(self, images: Iterable[Picture] | AsyncIterable[Picture]) -> None:
+        """Send each picture when there is room for it; a picture that cannot be sent keeps its place."""
+        over = contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError)  # who reads the call hears why
+        try:
+            async with contextlib.aclosing(_each(images)) as pictures:
+                async for image in pictures:
+                    await self._room.acquire()
+                    request = await off_loop(partial(packed, self._pack, image), [image])
+                    if isinstance(request, ClientError):
+                        self._places.put_nowait(request)
+                        continue
+                    self._places.put_nowait("sent")
+                    with over:
+                        await self._call.write(request)
+        finally:
+            self._places.put_nowait("all sent")
+        with over:
+            await self._call.done_writing()
+
+    async def _read(self) -> Any:
+        """The next reply, or None at the end; raises where the call failed."""
+        reply = await self._call.read()
+        return None if reply is grpc.aio.EOF else reply
 
 
 async def off_loop(pack: Callable[[], _T], images: Sequence[Picture]) -> _T:
@@ -93,9 +102,3 @@ async def _each(images: Iterable[Picture] | AsyncIterable[Picture]) -> AsyncGene
     else:
         for image in images:
             yield image
-
-
-async def _read(call: Any) -> Any:
-    """The next reply, or None at the end; raises where the call failed."""
-    reply = await call.read()
-    return None if reply is grpc.aio.EOF else reply
