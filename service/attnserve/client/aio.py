@@ -35,7 +35,7 @@ from attnserve.client.messages import (
     from_model,
     to_request,
 )
-from attnserve.client.retry import Attempts, Retry
+from attnserve.client.retry import Attempts, Retry, may_pass
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 
@@ -43,8 +43,8 @@ from attnserve.v1 import attention_pb2_grpc
 class AsyncClient:
     """`Client` for asyncio: a connection to one server, an async context manager, made and used in one event loop.
 
-    Deadlines, retries, errors and arguments are those of `Client`. Cancelling the task that waits for a call cancels
-    the call. Files are read in a thread; anything else that is done for a call is short.
+    Deadlines, retries, hedging, errors and arguments are those of `Client`. Cancelling the task that waits for a call
+    cancels the call. Files are read in a thread; anything else that is done for a call is short.
     """
 
     def __init__(
@@ -53,13 +53,14 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry | None = DEFAULT_RETRY,
+        hedge_after_s: float | None = None,
         client_id: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         asyncio.get_running_loop()  # without one, gRPC would choose a loop that nobody runs
-        self._terms = Terms(timeout_s, retry, client_id)
+        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id)
         self._closed = asyncio.Event()
         self._clock = clock
         self._sleep = sleep or self._nap
@@ -94,7 +95,7 @@ class AsyncClient:
         """As `Client.classify`."""
         pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
         request = await off_loop(partial(pack, images), images)
-        return answers(await self._call(self._stub.Classify, request, timeout_s), expected=len(images))
+        return answers(await self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
 
     async def classify_stream(
         self,
@@ -135,17 +136,49 @@ class AsyncClient:
         request = pb.GetModelRequest(name=name, version=version)
         return from_model(await self._call(self._stub.GetModel, request, timeout_s))
 
-    async def _call(self, rpc: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+    async def _call(
+        self,
+        rpc: Any,
+        request: Any,
+        timeout_s: float | None,
+        first_attempt: Callable[[Any, Any, Attempts], Awaitable[Any]] | None = None,
+    ) -> Any:
         """The reply to a request that may be sent more than once."""
         attempts = self._terms.attempts(timeout_s, self._clock(), self._random)
+        attempt = first_attempt or self._attempt
         while True:
             try:
-                return await self._attempt(rpc, request, attempts)
+                return await attempt(rpc, request, attempts)
             except ClientError as error:
                 wait_s = attempts.failed(error, self._clock())
             await self._sleep(wait_s)
+            attempt = self._attempt
 
-    async def _attempt(self, rpc: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+    async def _hedged(self, rpc: Any, request: Any, attempts: Attempts) -> Any:
+        """An attempt, and a second beside it where it is slow; a failure that may pass leaves it to the other."""
+        if self._terms.hedge_after_s is None:
+            return await self._attempt(rpc, request, attempts)
+        tasks = {asyncio.create_task(self._attempt(rpc, request, attempts))}
+        try:
+            over, _ = await asyncio.wait(tasks, timeout=self._terms.hedge_after_s)
+            if over:
+                return await over.pop()
+            tasks.add(asyncio.create_task(self._attempt(rpc, request, attempts)))
+            over, under_way = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            first = over.pop()
+            (second,) = over | under_way
+            try:
+                return await first
+            except ClientError as error:
+                if not may_pass(error):
+                    raise
+            return await second
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _attempt(self, rpc: Any, request: Any, attempts: Attempts) -> Any:
         with self._translated():
             return await rpc(request, timeout=attempts.remaining_s(self._clock()), metadata=self._terms.metadata)
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
 from types import TracebackType
 from typing import Any, Self
@@ -38,7 +38,7 @@ from attnserve.client.messages import (
     from_model,
     to_request,
 )
-from attnserve.client.retry import Attempts, Retry
+from attnserve.client.retry import Attempts, Retry, may_pass
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 
@@ -55,6 +55,9 @@ class Client:
         target: Where the server listens; a bare host gets port 8001.
         timeout_s: Deadline of a call that brings none, in seconds.
         retry: None for one attempt only.
+        hedge_after_s: None, or the seconds after which a `classify` whose first attempt has no answer is sent a second
+            time, once: the first success counts, and the other is cancelled. Worth its load where `target` stands for
+            several servers and the time is rare, such as the 99th percentile of answers.
         client_id: Names this caller to the server, as metadata `x-client-id`: 1 to 128 printable ASCII characters.
         clock, sleep, random: Collaborators, for tests. `close` ends the default sleep.
     """
@@ -65,12 +68,13 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry | None = DEFAULT_RETRY,
+        hedge_after_s: float | None = None,
         client_id: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self._terms = Terms(timeout_s, retry, client_id)
+        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id)
         self._closed = Event()
         self._clock = clock
         self._sleep = sleep or self._closed.wait
@@ -108,7 +112,7 @@ class Client:
         Raises `ValueError` for an array of another dtype or shape, `OSError` for a file that cannot be read.
         """
         request = to_request(images, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
-        return answers(self._call(self._stub.Classify, request, timeout_s), expected=len(images))
+        return answers(self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
 
     def classify_stream(
         self,
@@ -154,23 +158,58 @@ class Client:
         """One model version; an empty `version` is the newest that is ready."""
         return from_model(self._call(self._stub.GetModel, pb.GetModelRequest(name=name, version=version), timeout_s))
 
-    def _call(self, rpc: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+    def _call(
+        self,
+        rpc: Any,
+        request: Any,
+        timeout_s: float | None,
+        first_attempt: Callable[[Any, Any, Attempts], Any] | None = None,
+    ) -> Any:
         """The reply to a request that may be sent more than once."""
         attempts = self._terms.attempts(timeout_s, self._clock(), self._random)
+        attempt = first_attempt or self._attempt
         while True:
             try:
-                return self._attempt(rpc, request, attempts)
+                return attempt(rpc, request, attempts)
             except ClientError as error:
                 wait_s = attempts.failed(error, self._clock())
             self._sleep(wait_s)
+            attempt = self._attempt
 
-    def _attempt(self, rpc: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+    def _hedged(self, rpc: Any, request: Any, attempts: Attempts) -> Any:
+        """An attempt, and a second beside it where it is slow; a failure that may pass leaves it to the other."""
+        if self._terms.hedge_after_s is None:
+            return self._attempt(rpc, request, attempts)
+        over: SimpleQueue[Any] = SimpleQueue()
+        calls = [self._sent(rpc, request, attempts, over)]
+        try:
+            try:
+                first = over.get(timeout=self._terms.hedge_after_s)
+            except Empty:
+                calls.append(self._sent(rpc, request, attempts, over))
+                first = over.get()
+                if first.code() is not grpc.StatusCode.OK and may_pass(errors.from_call(first)):
+                    first = over.get()
+            return first.result()
+        except grpc.RpcError as error:
+            raise errors.from_call(error) from None
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _sent(self, rpc: Any, request: Any, attempts: Attempts, over: SimpleQueue[Any]) -> Any:
+        """A call under way, which goes to `over` when it is."""
+        call = self._begun(rpc.future, request, attempts.remaining_s(self._clock()))
+        call.add_done_callback(over.put)
+        return call
+
+    def _attempt(self, rpc: Any, request: Any, attempts: Attempts) -> Any:
         try:
             return self._begun(rpc, request, attempts.remaining_s(self._clock()))
         except grpc.RpcError as error:
             raise errors.from_call(error) from None
 
-    def _begun(self, rpc: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    def _begun(self, rpc: Any, request: Any, timeout_s: float) -> Any:
         try:
             return rpc(request, timeout=timeout_s, metadata=self._terms.metadata)
         except ValueError:  # what gRPC raises on a closed channel

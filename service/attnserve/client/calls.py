@@ -36,11 +36,14 @@ class Terms:
 
     timeout_s: float
     retry: Retry | None
+    hedge_after_s: float | None
     client_id: str | None
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < math.inf:
             raise ValueError(f"timeout_s must be positive and finite, got {self.timeout_s}")
+        if self.hedge_after_s is not None and not 0 < self.hedge_after_s < math.inf:
+            raise ValueError(f"hedge_after_s must be positive and finite, got {self.hedge_after_s}")
         if self.client_id is not None and not re.fullmatch(r"[!-~]{1,128}", self.client_id):
             raise ValueError(f"client_id must be 1 to 128 printable ASCII characters, got {self.client_id!r}")
 
