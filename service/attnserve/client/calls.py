@@ -25,6 +25,13 @@ CHANNEL_OPTIONS = [
     # gRPC waits 1 s, later up to 120 s, before it connects again, and fails every call meanwhile, retries too.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A connection whose other end has vanished (a lost machine, an expired NAT entry) would fail call after call by its
+    # deadline. Pings tell within 40 s, also between calls. A server of gRPC's defaults closes the connection for more
+    # than one in 5 minutes (GOAWAY, too_many_pings); attnserve allows one in 10 s, `attnserve.transport.options`.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit
 ]
 
 Pack: TypeAlias = Callable[[Sequence[Picture]], pb.ClassifyRequest]

@@ -28,6 +28,7 @@ from attnserve.errors import AttnserveError, ConfigError, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.pipeline import guarded
 from attnserve.transport.loop_inbox import LoopInbox
+from attnserve.transport.options import server_options
 from attnserve.transport.stream_window import Begun, StreamWindow
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,7 @@ class GrpcioTransport:
         self._readers: set[asyncio.Task[None]] = set()
         self._health_services = ["", *health_services]
         self._health = _Health()
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", max_request_bytes),
-                ("grpc.max_send_message_length", -1),  # maps of a large batch; bounded by what was accepted
-                ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
-            ]
-        )
+        self._server = grpc.aio.server(options=server_options(max_request_bytes))
         self._add_methods(methods)
 
     async def start(self, host: str, port: int) -> int:
