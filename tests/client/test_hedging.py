@@ -140,6 +140,14 @@ def test_a_first_attempt_that_is_refused_early_is_retried_alone(
     assert (len(service.requests), slept) == (2, [0.05])
 
 
+def test_a_retry_is_not_hedged(make_client: Any, target: str, service: Any, refusal: Any, turns: Any) -> None:
+    turns(refusal(code_pb2.UNAVAILABLE, "draining"), "stuck", "quick")
+    client = make_client(target, hedge_after_s=0.15, sleep=lambda _: None)
+    with client, pytest.raises(ClientError, match="DEADLINE_EXCEEDED"):
+        client.classify([b"cat"], model="fake", timeout_s=0.6)
+    assert len(service.requests) == 2
+
+
 def test_two_refused_attempts_are_one_failure_to_the_retry(
     make_client: Any, target: str, service: Any, refusal: Any, turns: Any
 ) -> None:
