@@ -218,7 +218,7 @@ class Call:
         self.started_at = clock()
         self._clock = clock
         self._answer = answer
-        self._at_end: Callable[[], None] | None = None
+        self._at_end: list[Callable[[], None]] = []
         self._on_cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()
 
@@ -249,14 +249,14 @@ class Call:
             callback()
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Call back once, just before the answer goes out, whatever it is."""
-        self._at_end = callback
+        """Call back once, just before the answer goes out, whatever it is; several callbacks in their order."""
+        self._at_end.append(callback)
 
     def _finish(self, code: str) -> None:
         if self.code is not None:
             raise RuntimeError(f"{self.method} was answered twice: {self.code}, then {code}. This is a bug.")
         self.code = code
         self.total_s = self._clock() - self.started_at
-        if self._at_end is not None:
-            self._at_end()
+        for callback in self._at_end:
+            callback()
         self.listener.call_finished(self)
