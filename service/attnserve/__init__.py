@@ -4,7 +4,9 @@ Two halves share one contract, the model repository. Reading order:
 
 * Shared: `errors` (the one table of failures), `card` (what a model version is), `preprocess` (picture to view).
 * The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engine: `session`.
-* Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, warm, found by name).
+* Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, found by name), `memory` and
+  `loading` (files to a warm model), `lifecycle` (what to load, serve, keep, retire), `keeper` (does it) and
+  `control` (when).
 * One way through: `admission`, `decode`, `decode_pool`, `postprocess`, and `pipeline`, which joins them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
 * What is heard: `listeners`, `metrics`, `statistics`, `logs`. The whole: `config`, `cores`, `server`.

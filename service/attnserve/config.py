@@ -29,6 +29,22 @@ class ServeConfig:
     """Everything `attnserve serve` can be told. Raises `ConfigError` naming the field that is wrong."""
 
     model_repository: str = _option("", "folder of models in Triton's layout (required)")
+    model_control_mode: str = _option(
+        "none",
+        "none: load every model at start; poll: and follow what changes in the folder; explicit: load what load_models "
+        "and RepositoryModelLoad name",
+        ("none", "poll", "explicit"),
+    )
+    load_models: str = _option(
+        "", "models to load at start in mode explicit, their names separated by commas; * for all"
+    )
+    repository_poll_s: float = _option(
+        15.0, "in mode poll, seconds between two looks; a change is acted on when it looks the same twice"
+    )
+    keep_previous: bool = _option(
+        True, "keep the version that was served last loaded, for an instant roll-back; costs its memory"
+    )
+    memory_reserve_bytes: int = _option(0, "memory that must stay free when a model is loaded; else it is refused")
     grpc_address: str = _option("0.0.0.0:8001", "HOST:PORT for gRPC; port 0 picks a free one")
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     provider: str = _option(
@@ -64,9 +80,11 @@ class ServeConfig:
             if isinstance(value, int | float) and not value >= 0:  # so that NaN is refused too
                 raise ConfigError(f"{option.name} must not be negative, got {value}")
         for name in ("max_request_bytes", "max_image_bytes", "max_image_pixels", "max_images_per_request",
-                     "max_pending_images", "max_pending_bytes", "default_timeout_s"):  # fmt: skip
+                     "max_pending_images", "max_pending_bytes", "default_timeout_s", "repository_poll_s"):  # fmt: skip
             if not getattr(self, name):
                 raise ConfigError(f"{name} must be positive")
+        if self.load_models and self.model_control_mode != "explicit":
+            raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
 
 
 def split_address(field_name: str, address: str) -> tuple[str, int]:

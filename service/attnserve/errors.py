@@ -72,6 +72,12 @@ class Unimplemented(AttnserveError):
     status = "UNIMPLEMENTED"
 
 
+class FailedPrecondition(AttnserveError):
+    """What was asked for cannot be done until an operator has changed something; the message says what."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class Internal(AttnserveError):
     """Our failure; says nothing but that."""
 
@@ -80,3 +86,7 @@ class Internal(AttnserveError):
 
 class ConfigError(Exception):
     """A flag, file or model repository that cannot be used; shown to the operator at start, never to a caller."""
+
+
+class DoesNotFit(ConfigError):
+    """A model version for which there is too little memory now; later there may be enough."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -67,6 +68,14 @@ class Metrics:
             (*_MODEL, "execution_provider", "precision", "card_digest"),
         )
         self.load_duration = gauge("attnserve_model_load_seconds", "Time to load and warm a model version.", _MODEL)
+        self.model_memory = gauge(
+            "attnserve_model_memory_bytes",
+            "Host memory that a loaded model version took, one kept for a roll-back too.",
+            _MODEL,
+        )
+        self.load_failures = counter(
+            "attnserve_model_load_failures_total", "Model versions that could not be loaded.", _MODEL
+        )
         self.ready = gauge("attnserve_ready", "1 while the server takes requests.")
         build = gauge("attnserve_build_info", "1; the version is a label.", ("version",))
         build.labels(version("attnserve")).set(1)
@@ -80,7 +89,21 @@ class Metrics:
         card = model.files.card
         self.model_info.labels(*model.key, model.provider, card.precision, card.digest).set(1)
         self.load_duration.labels(*model.key).set(model.load_s)
+        self.model_memory.labels(*model.key).set(model.memory_bytes)
         self.queued.labels(*model.key).set_function(lambda: model.scheduler.queued_images)
+
+    def model_gone(self, model: Model, *, kept: bool) -> None:
+        """Report a model version no longer; where it is kept, still what it takes."""
+        with contextlib.suppress(KeyError):  # it was kept, and no longer served, before
+            self.model_info.remove(*model.key, model.provider, model.files.card.precision, model.files.card.digest)
+            self.queued.remove(*model.key)
+        if not kept:
+            self.load_duration.remove(*model.key)
+            self.model_memory.remove(*model.key)
+
+    def load_failed(self, model: ModelKey) -> None:
+        """Count a version that could not be loaded."""
+        self.load_failures.labels(*model).inc()
 
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""

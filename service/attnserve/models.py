@@ -1,38 +1,64 @@
-"""The models that this process serves: each version's files, engine and scheduler, found by name and version."""
+"""The models that this process serves, found by name and version: what the event loop reads and the keeper replaces."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
-
-from attnserve import model_config
-from attnserve.batch_queue import BatchQueue
-from attnserve.contract import Entry, Listener, ModelKey
-from attnserve.cores import available_cores
-from attnserve.errors import ConfigError, NotFound, Unavailable
-from attnserve.inference import model_config_pb2 as pb
-from attnserve.latency_table import LatencyTable
-from attnserve.repository import VersionFiles, chosen_versions, model_folders, read_version
+from attnserve.contract import Call, ModelKey
+from attnserve.errors import NotFound, Unavailable
+from attnserve.lifecycle import Status
+from attnserve.repository import VersionFiles
 from attnserve.scheduler import Scheduler
-from attnserve.session import CPU, OnnxBackend, choose_provider, warm_up_sizes
-
-_ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
-
-log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+class Users:
+    """The calls that use a model now, so that it is closed only after the last of them.
+
+    Without a lock, because each step is one operation on a set: who enters adds itself first and looks then whether it
+    is over; who waits says first that it is over and looks then whether anybody is in. So one of the two sees the
+    other.
+    """
+
+    def __init__(self) -> None:
+        self._users: set[object] = set()
+        self._over = False
+        self._left = threading.Event()
+
+    def enter(self, user: object) -> bool:
+        """Hold the model until `leave`; False, and not held, where it is being closed."""
+        self._users.add(user)
+        if self._over:
+            self.leave(user)
+            return False
+        return True
+
+    def leave(self, user: object) -> None:
+        """Hold it no longer."""
+        self._users.discard(user)
+        if self._over:
+            self._left.set()
+
+    def wait_until_gone(self) -> None:
+        """Let nobody in any more, and wait for those who are."""
+        self._over = True
+        while self._users:
+            self._left.wait()
+            self._left.clear()
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """One model version, loaded and warm.
 
     Attributes:
         output_names: Everything that may be asked for; `probabilities` is the default.
         load_s: Seconds from reading the file to the end of the warm-up.
+        memory_bytes: What it takes on the host, as far as that can be measured (see `memory`).
+        file_bytes: Size of the ONNX file.
+        users: The calls that use it.
     """
 
     files: VersionFiles
@@ -40,127 +66,97 @@ class Model:
     provider: str
     output_names: frozenset[str]
     load_s: float
+    memory_bytes: int = 0
+    file_bytes: int = 0
+    users: Users = field(default_factory=Users)
 
     @property
     def key(self) -> ModelKey:
         """Name and version."""
         return self.files.key
 
+    def retire(self) -> None:
+        """Wait until the last call that uses it is answered, then stop its workers."""
+        self.users.wait_until_gone()
+        self.scheduler.close()
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One model: its versions that are served, and how every known version stands. Never changed, only replaced."""
+
+    served: Mapping[str, Model]
+    statuses: Mapping[str, Status]
+    newest: Model | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        newest = self.served[max(self.served, key=int)] if self.served else None
+        object.__setattr__(self, "newest", newest)
+
 
 class Models:
-    """The loaded models by name and version, and the failed ones with their reason.
+    """The shelves by name. Any thread reads them, without a lock: a change replaces the whole at once.
 
-    Filled once at start; afterwards only read, so it needs no lock.
+    One thread at a time may `put` and `remove`.
     """
 
     def __init__(self) -> None:
-        self._models: dict[str, dict[str, Model]] = {}
-        self.failures: dict[str, str] = {}
+        self._shelves: dict[str, Shelf] = {}
 
-    def add(self, model: Model) -> None:
-        """Make a version available."""
-        self._models.setdefault(model.key.name, {})[model.key.version] = model
+    def put(self, name: str, shelf: Shelf) -> None:
+        """Replace what is known of a model."""
+        self._shelves = {**self._shelves, name: shelf}
+
+    def remove(self, name: str) -> None:
+        """Know no such model any more."""
+        self._shelves = {known: shelf for known, shelf in self._shelves.items() if known != name}
+
+    def borrow(self, name: str, version: str, call: Call) -> Model:
+        """`find`, and hold the model until the call has its answer, so that it is not closed before."""
+        while True:  # ends: who closes a model has taken it off its shelf before
+            model = self.find(name, version)
+            if model.users.enter(call):
+                call.at_end(partial(model.users.leave, call))
+                return model
 
     def find(self, name: str, version: str = "") -> Model:
-        """The version asked for, or the newest. Raises `NotFound`, or `Unavailable` for a model that failed to load."""
-        versions = self._models.get(name)
-        if versions is None:
-            if name in self.failures:
-                raise Unavailable(f"model {name!r} could not be loaded")
+        """The version asked for, or the newest that is served.
+
+        Raises `NotFound` for what is not known or was unloaded, `Unavailable` for what is known and cannot answer.
+        """
+        shelf = self._shelves.get(name)
+        if shelf is None:
             raise NotFound(f"unknown model {name!r}")
-        if not version:
-            return versions[max(versions, key=int)]
-        if version not in versions:
-            raise NotFound(f"model {name!r} has no version {version!r}; it has {', '.join(versions)}")
-        return versions[version]
+        found = shelf.served.get(version) if version else shelf.newest
+        if found is not None:
+            return found
+        raise _why_not(name, version, shelf)
 
     def versions(self, name: str) -> list[str]:
-        """Versions of a model, oldest first."""
-        return sorted(self._models.get(name, {}), key=int)
+        """Versions of a model that are served, oldest first."""
+        shelf = self._shelves.get(name)
+        return list(shelf.served) if shelf else []
+
+    def names(self) -> list[str]:
+        """Models of which a version is served."""
+        return [name for name, shelf in self._shelves.items() if shelf.served]
+
+    def statuses(self) -> list[tuple[ModelKey, Status]]:
+        """How every known version of every known model stands; the version "" is the model's own trouble."""
+        shelves = self._shelves
+        return [(ModelKey(name, version), status)
+                for name, shelf in shelves.items() for version, status in shelf.statuses.items()]  # fmt: skip
 
     def __iter__(self) -> Iterator[Model]:
-        return (model for versions in self._models.values() for model in versions.values())
-
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until no model has work; False where that took longer than `timeout_s`."""
-        end = time.monotonic() + timeout_s
-        return all(model.scheduler.drain(max(0.0, end - time.monotonic())) for model in self)
-
-    def close(self) -> None:
-        """Stop all workers; queued work fails with `Unavailable`."""
-        for model in self:
-            model.scheduler.close()
+        return (model for shelf in self._shelves.values() for model in shelf.served.values())
 
 
-def load_all(repository: Path, *, provider: str, workers: int, listener: Listener, exit_on_error: bool) -> Models:
-    """Load and warm every model of the repository.
-
-    Args:
-        provider: `auto`, `cpu` or `cuda`.
-        workers: Per model; 0 chooses.
-        exit_on_error: Raise `ConfigError` for the first model that fails, instead of noting it and going on.
-    """
-    models = Models()
-    for folder in model_folders(repository):
-        try:
-            config, ignored = model_config.read(folder)
-            for sentence in ignored:
-                log.warning("%s: %s", folder / model_config.FILE_NAME, sentence)
-            for version in chosen_versions(folder, config.version_policy):
-                models.add(load(read_version(folder, version, config), provider, workers, listener))
-        except ConfigError as error:
-            if exit_on_error:
-                models.close()
-                raise
-            log.error("model %s is not served: %s", folder.name, error)
-            models.failures[folder.name] = str(error)
-    return models
-
-
-def load(files: VersionFiles, provider: str, workers: int, listener: Listener) -> Model:
-    """Make one version's session, check it against the card, warm it, and start its workers. Raises `ConfigError`."""
-    started = time.monotonic()
-    group = files.config.instance_group[0] if files.config.instance_group else pb.ModelInstanceGroup()
-    wanted = {pb.ModelInstanceGroup.KIND_CPU: "cpu", pb.ModelInstanceGroup.KIND_GPU: "cuda"}.get(group.kind, provider)
-    backend = OnnxBackend(files.model_path, choose_provider(wanted), strict=wanted == "cuda")
-    _check_outputs(files, backend)
-    try:
-        table = LatencyTable(backend.warm_up(warm_up_sizes(files.config.max_batch_size)))
-    except Exception as error:  # onnxruntime has no one class for a graph that fails
-        raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
-    _check_probabilities(files, backend)
-    count = group.count or workers or (available_cores() if backend.provider == CPU else 1)
-    queue: BatchQueue[Entry] = BatchQueue(model_config.policy_of(files.config), table)
-    scheduler = Scheduler(files.key, [backend] * count, queue, listener)
-    load_s = time.monotonic() - started
-    log.info("model %s version %s: %s, %d workers, batches up to %d, loaded in %.2f s",
-             *files.key, backend.provider, count, files.config.max_batch_size, load_s)  # fmt: skip
-    return Model(files, scheduler, backend.provider, frozenset(backend.outputs), load_s)
-
-
-def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
-    """The graph must give what the card and config.pbtxt promise, at the shapes they say."""
-    size = (backend.height, backend.width)
-    if size != (files.card.preprocessing.height, files.card.preprocessing.width):
-        raise ConfigError(f"{files.model_path}: takes pictures of {size}, not what the card says")
-    promised: dict[str, tuple[int, ...]] = {"probabilities": (len(files.labels),), "logits": (len(files.labels),)}
-    for site in files.card.sites:
-        if site.channel:
-            promised[site.channel] = (site.channels,)
-        if site.spatial:
-            promised[site.spatial] = (site.height, site.width)
-    for name, shape in promised.items():
-        found = backend.output_shapes.get(name)
-        if found is None or found[1:] != shape:
-            raise ConfigError(f"{files.model_path}: output {name!r} should be (batch, {shape}), found {found}")
-    for name, kind in backend.output_types.items():
-        if kind != "tensor(float)":
-            raise ConfigError(f"{files.model_path}: output {name!r} must be tensor(float), found {kind}")
-
-
-def _check_probabilities(files: VersionFiles, backend: OnnxBackend) -> None:
-    """What the graph calls probabilities must be some: for a black picture they are finite and add up to 1."""
-    black = np.zeros((1, backend.height, backend.width, 3), np.uint8)
-    probabilities = backend.run(black, ["probabilities"])["probabilities"]
-    if not (probabilities.min() >= 0 and abs(float(probabilities.sum()) - 1) < _ROUNDING):  # NaN fails both
-        raise ConfigError(f"{files.model_path}: `probabilities` are none for a black picture: {probabilities}")
+def _why_not(name: str, version: str, shelf: Shelf) -> NotFound | Unavailable:
+    if not shelf.served:
+        if any(status.failed for status in shelf.statuses.values()):
+            return Unavailable(f"model {name!r} could not be loaded")
+        if not version:
+            return NotFound(f"model {name!r} has no version that is loaded")
+    if version in shelf.statuses:
+        return Unavailable(f"model {name!r} version {version!r} is not ready: {shelf.statuses[version].state}")
+    return NotFound(f"model {name!r} has no version {version!r}; it has {', '.join(shelf.served) or 'none'}")

@@ -7,6 +7,8 @@ and `model.json` (the card).
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from attnserve.card import CARD_NAME, Card, sha256_of
 from attnserve.contract import ModelKey
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
+from attnserve.lifecycle import Found
 from attnserve.model_config import FILE_NAME as CONFIG_NAME
 
 log = logging.getLogger(__name__)
@@ -45,31 +48,103 @@ class VersionFiles:
         return self.card.labels
 
 
-def model_folders(repository: Path) -> list[Path]:
-    """The folders of the repository that hold a model, by name. Raises `ConfigError` where there is no repository."""
-    if not repository.is_dir():
-        raise ConfigError(f"model repository {repository} is not a folder")
-    folders = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    strays = [folder for folder in folders if not _may_be_model(folder)]
-    for folder in strays:  # lost+found, for one
-        log.warning("%s: neither config.pbtxt nor a version in it; not taken for a model", folder)
-    if len(strays) == len(folders):
-        raise ConfigError(f"model repository {repository} holds no model")
-    return [folder for folder in folders if folder not in strays]
+File = tuple[str, int, int]
+"""Path within a folder, size in bytes, time of the last change in nanoseconds."""
 
 
-def _may_be_model(folder: Path) -> bool:
+@dataclass(frozen=True)
+class Look:
+    """One model's folder at one moment, by the names, sizes and times of its files; hidden ones do not count.
+
+    Attributes:
+        files: In the folder itself.
+        versions: Per version folder, the files in it at any depth.
+    """
+
+    files: tuple[File, ...]
+    versions: Mapping[str, tuple[File, ...]]
+
+
+def look_at(repository: Path) -> dict[str, Look]:
+    """Every model of the repository by name; reads no file. Raises `ConfigError` where it cannot be read."""
+    looks = {folder.name: look_at_model(folder) for folder in _folders(repository)}
+    return {name: look for name, look in looks.items() if look is not None}
+
+
+def look_at_model(folder: Path) -> Look | None:
+    """One model; None where the folder holds neither config.pbtxt nor a version."""
     try:
-        names = [path.name for path in folder.iterdir()]
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and _is_version(entry.name))
     except OSError:
-        return False
-    return any(name == CONFIG_NAME or name.isdecimal() for name in names)
+        return None
+    files = tuple(_file(folder, entry.name) for entry in entries if not entry.is_dir())
+    if not folders and CONFIG_NAME not in [name for name, _, _ in files]:
+        return None
+    return Look(tuple(sorted(files)), {name: _files_below(folder / name) for name in folders})
 
 
-def chosen_versions(folder: Path, policy: pb.ModelVersionPolicy) -> list[str]:
-    """The versions that the policy serves, oldest first; without a policy the newest. Raises `ConfigError` for none."""
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    found = sorted((name for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name), key=int)
+def warn_of_strays(repository: Path) -> None:
+    """Name the folders that are not taken for models (lost+found, for one)."""
+    for folder in _folders(repository):
+        if look_at_model(folder) is None:
+            log.warning("%s: neither config.pbtxt nor a version in it; not taken for a model", folder)
+
+
+def found_in(folder: Path, look: Look, config: pb.ModelConfig) -> Found:
+    """The model's versions with their marks, and those that the policy chooses. Raises `ConfigError` for none.
+
+    A mark holds the version's files, the labels and config.pbtxt but for its version_policy, which says which versions
+    are served and not what they answer.
+    """
+    but_policy = pb.ModelConfig()
+    but_policy.CopyFrom(config)
+    but_policy.ClearField("version_policy")
+    shared = but_policy.SerializeToString(deterministic=True)
+    label_file = _label_file(config)
+    labels = tuple(file for file in look.files if file[0] == label_file)
+    marks = {version: (files, labels, shared) for version, files in look.versions.items()}
+    return Found(marks, tuple(chosen_versions(folder, marks, config.version_policy)))
+
+
+def _folders(repository: Path) -> list[Path]:
+    try:
+        return sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"model repository {repository} cannot be read: {error}") from error
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _files_below(folder: Path) -> tuple[File, ...]:
+    found: list[File] = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(path).relative_to(folder)
+        found += [_file(folder, str(inside / name)) for name in names if not name.startswith(".")]
+    return tuple(sorted(found))
+
+
+def _file(folder: Path, name: str) -> File:
+    try:
+        status = os.stat(folder / name)
+    except OSError:  # gone between two steps, or a link to nowhere
+        return name, -1, 0
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _label_file(config: pb.ModelConfig) -> str:
+    return config.output[0].label_filename or "labels.txt"
+
+
+def chosen_versions(folder: Path, versions: Collection[str], policy: pb.ModelVersionPolicy) -> list[str]:
+    """Those of the versions that the policy serves, oldest first; without a policy the newest.
+
+    Raises `ConfigError` naming the folder where there are none.
+    """
+    found = sorted(versions, key=int)
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
         chosen = found
@@ -120,7 +195,7 @@ def _verify_digests(folder: Path, card: Card) -> None:
 
 
 def _verify_labels(folder: Path, card: Card, config: pb.ModelConfig) -> None:
-    path = folder / (config.output[0].label_filename or "labels.txt")
+    path = folder / _label_file(config)
     try:
         text = path.read_text(encoding="utf-8")  # not splitlines(): a label may hold what else counts as a line's end
         labels = tuple(text.removesuffix("\n").split("\n"))

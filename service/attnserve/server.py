@@ -9,22 +9,27 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, joined_address, split_address
+from attnserve.control import ModelControl
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
+from attnserve.handlers.model_repository import ModelRepositoryHandlers
 from attnserve.handlers.open_inference import OpenInferenceHandlers
 from attnserve.handlers.table import Method
 from attnserve.http_server import HttpServer
+from attnserve.keeper import Keeper, Post
 from attnserve.listeners import Listeners
+from attnserve.loading import Loader
 from attnserve.metrics import Metrics
-from attnserve.models import Models, load_all
+from attnserve.models import Models
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
@@ -42,6 +47,7 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._ready = False
+        self._transport: GrpcioTransport | None = None
         self._metrics = Metrics()
         self._statistics = Statistics()
         self._listeners = Listeners(self._metrics, self._statistics)
@@ -59,60 +65,81 @@ class Server:
         host, port = split_address("grpc_address", self._config.grpc_address)
         check_free(host, port)
         log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
-        loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        models = Models()
+        control = self._control(models)
+        load = partial(control.load_at_start, self._config.load_models, exit_on_error=self._config.exit_on_error)
+        loading = asyncio.ensure_future(asyncio.to_thread(load))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             log.info("stopped while loading")
             _exit_now(0)  # nothing was accepted, and the loading thread cannot be interrupted
-        models = await loading
+        await loading
         decode_pool = self._decode_pool()
-        transport = self._transport(models, decode_pool)
+        transport = self._transport = self._make_transport(models, control, decode_pool)
         port = await transport.start(host, port)
         await transport.set_serving()
         self._set_ready(True)
+        control.start()
         self._announce(host, port, models)
         await stopping
-        in_time = await self._drain(transport, models)
-        models.close()
+        in_time = await self._drain(transport, control)
+        code = 0 if in_time else 1
+        ended = control.close()
         decode_pool.close()
         self._http.close()
         log.info("stopped")
-        return 0 if in_time else 1
+        if not ended:  # a model is being loaded, and the interpreter would not end well around it
+            _exit_now(code)
+        return code
 
-    def _load(self) -> Models:
-        models = load_all(
-            Path(self._config.model_repository),
-            provider=self._config.provider,
-            workers=self._config.workers,
+    def _control(self, models: Models) -> ModelControl:
+        config, repository = self._config, Path(self._config.model_repository)
+        loader = Loader(
+            provider=config.provider,
+            workers=config.workers,
             listener=self._listeners,
-            exit_on_error=self._config.exit_on_error,
+            reserve_bytes=config.memory_reserve_bytes,
         )
-        for model in models:
-            self._metrics.model_loaded(model)
-        return models
+
+        def keeper(post: Post) -> Keeper:
+            return Keeper(
+                repository,
+                models,
+                loader.load,
+                self._metrics,
+                on_serving=self._on_serving,
+                post=post,
+                keep_previous=config.keep_previous,
+            )
+
+        return ModelControl(repository, models, keeper, mode=config.model_control_mode, poll_s=config.repository_poll_s)
+
+    def _on_serving(self, name: str, serving: bool) -> None:
+        if self._transport is not None:  # it begins with what is served then
+            self._transport.set_model_serving(name, serving)
 
     def _decode_pool(self) -> DecodePool:
         prepare()
         limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
         return DecodePool(self._config.decode_threads or available_cores(), limits)
 
-    def _transport(self, models: Models, decode_pool: DecodePool) -> GrpcioTransport:
+    def _make_transport(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> GrpcioTransport:
         config = self._config
         pipeline = Pipeline(self._admission, decode_pool, self._listeners, default_timeout_s=config.default_timeout_s)
         services = [attention.SERVICE, open_inference.SERVICE]
         return GrpcioTransport(
-            self._methods(models, pipeline),
+            self._methods(models, control, pipeline),
             self._listeners,
             max_request_bytes=config.max_request_bytes,
-            health_services=[*services, *dict.fromkeys(model.key.name for model in models)],
+            health_services=[*services, *models.names()],
         )
 
-    def _methods(self, models: Models, pipeline: Pipeline) -> list[Method]:
+    def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:
         most = min(self._config.max_images_per_request, self._config.max_pending_images)  # more could never be let in
         own = AttentionHandlers(models, pipeline, most)
         protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
-        return [*own.methods(), *protocol.methods()]
+        return [*own.methods(), *protocol.methods(), *ModelRepositoryHandlers(control).methods()]
 
     def _set_ready(self, ready: bool) -> None:
         self._ready = ready
@@ -125,16 +152,17 @@ class Server:
         log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)
         print(json.dumps({"event": "ready", "grpc": grpc_address, "http": http_address, "models": served}), flush=True)
 
-    async def _drain(self, transport: GrpcioTransport, models: Models) -> bool:
+    async def _drain(self, transport: GrpcioTransport, control: ModelControl) -> bool:
         log.info("draining: unready now, refusing new calls in %g s", self._config.drain_delay_s)
         self._set_ready(False)
+        control.stop()
         await transport.set_not_serving()
         await asyncio.sleep(self._config.drain_delay_s)
         self._admission.close()
 
         def fail_rest() -> None:
             log.error("drain_timeout_s is over: failing what is left")
-            asyncio.get_running_loop().run_in_executor(None, models.close)
+            asyncio.get_running_loop().run_in_executor(None, control.close_models)
 
         return await transport.drain(self._config.drain_timeout_s, fail_rest)
 

@@ -62,7 +62,7 @@ def test_reflection_lists_the_services_and_only_implemented_methods(channel):
             assert call.code() != grpc.StatusCode.UNIMPLEMENTED, method.name
 
 
-@pytest.mark.parametrize("name", ["RepositoryIndex", "SystemSharedMemoryStatus", "TraceSetting", "NoSuchThing"])
+@pytest.mark.parametrize("name", ["LogSettings", "SystemSharedMemoryStatus", "TraceSetting", "NoSuchThing"])
 def test_methods_that_are_not_implemented_say_so(channel, name):
     call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}", lambda b: b, lambda b: b)
     with pytest.raises(grpc.RpcError) as caught:

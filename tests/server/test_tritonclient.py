@@ -104,4 +104,34 @@ def test_statistics_count_requests_images_and_batches(seen):
     assert 8 <= seen["execution_count"] <= 4 * 7 + 4
     assert seen["batch_sizes"] == sorted(seen["batch_sizes"])
     assert "statistics" in seen["extensions"]
-    assert "model_repository" not in seen["extensions"]
+    assert seen["memory_bytes"] > 0
+
+
+def test_the_index_lists_every_model(seen):
+    assert {entry["name"] for entry in seen["index"]} == {
+        "fashion-mnist-bam", "fashion-mnist-cbam", "sign-digits-bam", "sign-digits-cbam"
+    }  # fmt: skip
+    assert {(entry["version"], entry["state"]) for entry in seen["index"]} == {("1", "READY")}
+    assert "model_repository" in seen["extensions"]
+
+
+def test_a_load_is_refused_where_the_server_was_not_started_for_it(seen):
+    assert seen["load"]["status"] == "StatusCode.UNAVAILABLE"
+    assert "explicit model load / unload is not allowed" in seen["load"]["message"]
+
+
+def test_an_unmodified_tritonclient_loads_and_unloads(start_server, repository):
+    """The states after each step, as the client sees them."""
+    repository.write(1, answer=1)
+    script = Path(__file__).with_name("triton_repository_script.py")
+    with start_server("--model-control-mode", "explicit", repository=repository.path) as server:
+        command = [sys.executable, str(script), server.grpc]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {
+        "at start": [False, {"name": "net"}],
+        "loaded": [True, {"name": "net", "version": "1", "state": "READY"}],
+        "unloaded": [False, {"name": "net", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}],
+        "unknown": "StatusCode.NOT_FOUND",
+        "with a config": "StatusCode.UNIMPLEMENTED",
+    }

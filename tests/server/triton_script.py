@@ -100,6 +100,9 @@ def main(target: str, path: str) -> None:
     seen["success_count"] = int(statistics["inference_stats"]["success"]["count"])
     seen["inference_count"] = int(statistics["inference_count"])
     seen["execution_count"] = int(statistics["execution_count"])
+    seen["memory_bytes"] = int(statistics["memory_usage"][0]["byte_size"])
+    seen["index"] = client.get_model_repository_index(as_json=True)["models"]
+    seen["load"] = failure(client.load_model, MODEL)
     seen["batch_sizes"] = [int(entry["batch_size"]) for entry in statistics["batch_stats"]]
     client.close()
     print(json.dumps(seen))

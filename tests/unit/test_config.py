@@ -59,11 +59,15 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "provider": "cuda",
         "log_level": "error",
         "log_format": "json",
+        "model_control_mode": "poll",
+        "load_models": "net,other",
         "exit_on_error": False,
+        "keep_previous": False,
     }.get(option.name, 7)
     must = [] if option.name == "model_repository" else ["--model-repository", "models"]
+    must += ["--model-control-mode", "explicit"] if option.name == "load_models" else []
     flag = "--" + option.name.replace("_", "-")
-    flags = ["--no-exit-on-error"] if option.name == "exit_on_error" else [flag, str(value)]
+    flags = [flag.replace("--", "--no-", 1)] if value is False else [flag, str(value)]
     by_flag = loaded(*must, *flags)
     by_environment = loaded(*must, **{f"ATTNSERVE_{option.name.upper()}": str(value)})
     written = f'"{value}"' if isinstance(value, str) else str(value).lower()
@@ -232,3 +236,10 @@ def test_every_flag_shows_its_help_and_its_default():
 )
 def test_defaults_are_shown_as_the_documentation_writes_them(default, text):
     assert shown(default) == text
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_models_to_load_are_named_only_where_not_all_are_loaded(mode):
+    with pytest.raises(ConfigError, match="load_models needs model_control_mode explicit"):
+        ServeConfig(model_repository="m", model_control_mode=mode, load_models="net")
+    assert ServeConfig(model_repository="m", model_control_mode="explicit", load_models="*").load_models == "*"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
@@ -11,7 +13,7 @@ from google.protobuf import text_format
 from attnserve.card import Preprocessing, sha256_of
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
-from attnserve.repository import chosen_versions, model_folders, read_version
+from attnserve.repository import chosen_versions, found_in, look_at, look_at_model, read_version, warn_of_strays
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_models_are_found_by_name_and_hidden_folders_and_files_are_not(tmp_path)
     for name in ("zebra/1", "ant/1", ".git/1"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "README.md").write_text("no model")
-    assert [folder.name for folder in model_folders(tmp_path)] == ["ant", "zebra"]
+    assert list(look_at(tmp_path)) == ["ant", "zebra"]
 
 
 def test_a_folder_with_neither_config_nor_version_is_no_model_and_is_named(tmp_path, caplog):
@@ -46,34 +48,56 @@ def test_a_folder_with_neither_config_nor_version_is_no_model_and_is_named(tmp_p
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "only-a-config").mkdir()
     (tmp_path / "only-a-config" / "config.pbtxt").write_text("")
-    assert [folder.name for folder in model_folders(tmp_path)] == ["only-a-config", "only-a-version"]
+    assert list(look_at(tmp_path)) == ["only-a-config", "only-a-version"]
+    warn_of_strays(tmp_path)
     assert [record.args[0].name for record in caplog.records] == ["lost+found"]
 
 
-def test_a_repository_without_models_or_none_at_all_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no model"):
-        model_folders(tmp_path)
-    with pytest.raises(ConfigError, match="is not a folder"):
-        model_folders(tmp_path / "none")
+def test_a_repository_that_is_no_folder_is_refused(tmp_path):
+    assert look_at(tmp_path) == {}
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is not a folder"):
-        model_folders(tmp_path / "file")
+    for name in ("none", "file"):
+        with pytest.raises(ConfigError, match=f"model repository .*{name} cannot be read"):
+            look_at(tmp_path / name)
+
+
+def test_a_look_changes_with_the_files_of_the_model_and_with_nothing_else(write_entry):
+    folder = write_entry()
+    first = look_at_model(folder)
+    assert first == look_at_model(folder)
+    assert [name for name, _, _ in first.versions["1"]] == ["model.json", "model.onnx"]
+    (folder / ".config.pbtxt.swp").write_text("an editor's")
+    (folder / "1" / ".DS_Store").write_text("a file manager's")
+    assert look_at_model(folder) == first
+    (folder / "1" / "explain").mkdir()
+    (folder / "1" / "explain" / "last.onnx").write_bytes(b"")
+    deeper = look_at_model(folder)
+    assert deeper != first
+    os.utime(folder / "1" / "model.onnx", ns=(1, 1))
+    assert look_at_model(folder) != deeper
+
+
+def test_a_mark_changes_with_what_the_answers_depend_on_and_not_with_the_version_policy(write_entry, config):
+    folder = write_entry()
+    write_entry_files = look_at_model(folder)
+
+    def mark(look=write_entry_files, **changes):
+        changed = pb.ModelConfig()
+        changed.CopyFrom(config)
+        for name, value in changes.items():
+            getattr(changed, name).MergeFrom(value) if name == "version_policy" else setattr(changed, name, value)
+        return found_in(folder, look, changed).marks["1"]
+
+    assert mark(version_policy=policy("all { }")) == mark()
+    assert mark(max_batch_size=4) != mark()
+    (folder / "notes.txt").write_text("nobody reads this")
+    assert mark(look_at_model(folder)) == mark()
+    os.utime(folder / "labels.txt", ns=(1, 1))
+    assert mark(look_at_model(folder)) != mark()
 
 
 def policy(text: str) -> pb.ModelVersionPolicy:
     return text_format.Parse(text, pb.ModelVersionPolicy())
-
-
-@pytest.fixture
-def versions(tmp_path):
-    """A model with these folders."""
-
-    def make(*names: str):
-        for name in names:
-            (tmp_path / name).mkdir()
-        return tmp_path
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -91,31 +115,33 @@ def versions(tmp_path):
         ("specific { versions: [ 2, 2 ] }", ["2"]),
     ],
 )
-def test_the_policy_chooses_versions_as_numbers_oldest_first(versions, text, chosen):
-    assert chosen_versions(versions("10", "9", "2", "1"), policy(text)) == chosen
+def test_the_policy_chooses_versions_as_numbers_oldest_first(text, chosen):
+    assert chosen_versions(Path("net"), ["10", "9", "2", "1"], policy(text)) == chosen
 
 
 @pytest.mark.parametrize("text", ["specific { versions: [ 1, 3, 4 ] }", "specific { versions: [ 3, 1, 4 ] }"])
-def test_a_specific_version_that_is_missing_is_refused(versions, text):
+def test_a_specific_version_that_is_missing_is_refused(text):
     with pytest.raises(ConfigError, match="version_policy asks for 3, 4, which is not there"):
-        chosen_versions(versions("1", "2"), policy(text))
+        chosen_versions(Path("net"), ["1", "2"], policy(text))
 
 
 @pytest.mark.parametrize("text", ["", "all { }", "latest { num_versions: 2 }", "specific { }"])
-def test_a_model_without_a_version_is_refused(versions, text):
+def test_a_model_without_a_version_is_refused(text):
     with pytest.raises(ConfigError, match="no version to serve"):
-        chosen_versions(versions("explain"), policy(text))
+        chosen_versions(Path("net"), [], policy(text))
 
 
 @pytest.mark.parametrize("name", ["01", "1.5", "v2", "-2", "+2", "2 ", "٢", "²", "0x2", "1_0", "2e1"])
-def test_a_folder_that_is_no_plain_decimal_is_no_version(versions, name):
-    assert chosen_versions(versions("1", name), policy("all { }")) == ["1"]
+def test_a_folder_that_is_no_plain_decimal_is_no_version(tmp_path, name):
+    for version in ("1", name):
+        (tmp_path / version).mkdir()
+    assert list(look_at_model(tmp_path).versions) == ["1"]
 
 
-def test_a_file_is_no_version(versions):
-    folder = versions("1")
-    (folder / "2").write_text("")
-    assert chosen_versions(folder, policy("all { }")) == ["1"]
+def test_a_file_is_no_version(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").write_text("")
+    assert list(look_at_model(tmp_path).versions) == ["1"]
 
 
 def test_a_changed_model_is_refused(write_entry, config):
@@ -184,7 +210,7 @@ def test_a_version_that_is_itself_a_link_is_read(write_entry, config, tmp_path):
     folder = write_entry()
     (folder / "1").rename(tmp_path / "..data")
     (folder / "1").symlink_to(tmp_path / "..data")
-    assert chosen_versions(folder, policy("")) == ["1"]
+    assert list(look_at_model(folder).versions) == ["1"]
     assert read_version(folder, "1", config).key == ("net", "1")
 
 

@@ -11,6 +11,7 @@ from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
 from attnserve.errors import AttnserveError
 from attnserve.handlers.table import Method
+from attnserve.lifecycle import READY
 from attnserve.models import Model, Models
 from attnserve.pipeline import Pipeline
 from attnserve.v1 import attention_pb2 as pb
@@ -41,7 +42,7 @@ class AttentionHandlers:
 
     def classify(self, request: pb.ClassifyRequest, call: Call) -> None:
         """Check the request, then send its pictures through the pipeline."""
-        model = self._models.find(request.model, request.version)
+        model = self._models.borrow(request.model, request.version, call)
         call.level = request.priority
         sources = codec.sources_of(request, self._max_images)
         sites = codec.sites_of(request.attention, model.files.card.sites)
@@ -60,10 +61,17 @@ class AttentionHandlers:
         self._pipeline.run_sources(model, sources, outputs, call, finish)
 
     def list_models(self, request: pb.ListModelsRequest, call: Call) -> None:  # noqa: ARG002
-        """Every version, and every model that could not be loaded."""
-        ready = [pb.ModelStatus(name=model.key.name, version=model.key.version, ready=True) for model in self._models]
-        failed = [pb.ModelStatus(name=name, reason=reason) for name, reason in self._models.failures.items()]
-        call.reply(pb.ListModelsResponse(models=[*ready, *failed]))
+        """Every version that is or was loaded or should be, and why those that are not ready are not."""
+        statuses = [
+            pb.ModelStatus(
+                name=key.name,
+                version=key.version,
+                ready=status.state == READY,
+                reason=status.reason or ("" if status.state == READY else status.state.lower()),
+            )
+            for key, status in self._models.statuses()
+        ]
+        call.reply(pb.ListModelsResponse(models=statuses))
 
     def get_model(self, request: pb.GetModelRequest, call: Call) -> None:
         """One version's card."""

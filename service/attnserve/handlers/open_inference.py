@@ -19,7 +19,14 @@ from attnserve.session import INPUT
 from attnserve.statistics import Statistics
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
 PLATFORM = "onnxruntime_onnx"
 
 
@@ -101,7 +108,7 @@ class OpenInferenceHandlers:
 
     def model_infer(self, request: pb.ModelInferRequest, call: Call) -> None:
         """Check the request, then send its pictures through the pipeline."""
-        model = self._models.find(request.model_name, request.model_version)
+        model = self._models.borrow(request.model_name, request.model_version, call)
         call.level = codec.priority_of(request)
         timeout_s = codec.timeout_s_of(request)
         if timeout_s is not None:
@@ -123,7 +130,12 @@ class OpenInferenceHandlers:
         elif request.version:
             raise InvalidArgument("version: needs a name")
         chosen = [model for model in self._models if _matches(model, request)]
-        call.reply(pb.ModelStatisticsResponse(model_stats=[self._statistics.message(model.key) for model in chosen]))
+        call.reply(pb.ModelStatisticsResponse(model_stats=[self._statistics_of(model) for model in chosen]))
+
+    def _statistics_of(self, model: Model) -> pb.ModelStatistics:
+        message = self._statistics.message(model.key)
+        message.memory_usage.add(type="CPU", byte_size=model.memory_bytes)
+        return message
 
 
 def _matches(model: Model, request: pb.ModelStatisticsRequest) -> bool:

@@ -69,6 +69,7 @@ class GrpcioTransport:
         self._quiet.set()
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
+        self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
         self._health_services = ["", *health_services]
         self._health = _Health()
         self._server = grpc.aio.server(options=server_options(max_request_bytes))
@@ -88,6 +89,17 @@ class GrpcioTransport:
         """Turn every health service SERVING."""
         for service in self._health_services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def set_model_serving(self, name: str, serving: bool) -> None:
+        """Say whether a model is served; from any thread, returns at once. No effect once `set_not_serving`."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+
+        def say() -> None:
+            task = asyncio.ensure_future(self._health.set(name, status))
+            self._sayings.add(task)
+            task.add_done_callback(self._sayings.discard)
+
+        self._inbox.post([say])
 
     async def set_not_serving(self) -> None:
         """Turn every health service NOT_SERVING for good; those who watch are told."""

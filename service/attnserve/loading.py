@@ -1,0 +1,146 @@
+"""Loads one model version: checks that it fits and is what its card says, warms it, and starts its workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from attnserve import memory
+from attnserve.batch_queue import BatchQueue
+from attnserve.contract import Entry, Listener
+from attnserve.cores import available_cores
+from attnserve.errors import ConfigError, DoesNotFit
+from attnserve.inference import model_config_pb2 as pb
+from attnserve.latency_table import LatencyTable
+from attnserve.model_config import policy_of
+from attnserve.models import Model
+from attnserve.repository import MODEL_NAME, VersionFiles, read_version
+from attnserve.scheduler import Scheduler
+from attnserve.session import CPU, OnnxBackend, choose_provider, warm_up_sizes
+
+_ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Makes `Model`s of files. One thread at a time may call it.
+
+    Args:
+        provider: `auto`, `cpu` or `cuda`.
+        workers: Per model; 0 chooses.
+        listener: For the workers.
+        reserve_bytes: Memory that must stay free.
+        available_bytes: How much memory there is; None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        workers: int,
+        listener: Listener,
+        reserve_bytes: int,
+        available_bytes: Callable[[], int | None] = memory.available_bytes,
+    ) -> None:
+        self._provider = provider
+        self._workers = workers
+        self._listener = listener
+        self._reserve_bytes = reserve_bytes
+        self._available_bytes = available_bytes
+
+    def load(self, folder: Path, version: str, config: pb.ModelConfig, previous: Model | None) -> Model:
+        """Load and warm one version of the model in `folder`; blocks for seconds.
+
+        Args:
+            previous: Another version of it that is loaded; what that one measured tells what this one will take.
+
+        Raises:
+            ConfigError: It cannot be served; `DoesNotFit` where that is for want of memory.
+        """
+        started = time.monotonic()
+        file_bytes = self._check_it_fits(folder / version / MODEL_NAME, config, previous)
+        files = read_version(folder, version, config)
+        memory.give_back()
+        resident_before = memory.resident_bytes()
+        backend, table = self._backend(files)
+        memory.give_back()
+        memory_bytes = max(memory.resident_bytes() - resident_before, file_bytes)
+        count = self._worker_count(config, backend)
+        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), table)
+        scheduler = Scheduler(files.key, [backend] * count, queue, self._listener)
+        load_s = time.monotonic() - started
+        log.info("model %s version %s: %s, %d workers, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
+                 backend.provider, count, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
+        return Model(files, scheduler, backend.provider, frozenset(backend.outputs), load_s, memory_bytes, file_bytes)
+
+    def _check_it_fits(self, path: Path, config: pb.ModelConfig, previous: Model | None) -> int:
+        """The file's size; raises `DoesNotFit`."""
+        try:
+            file_bytes = path.stat().st_size
+        except OSError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        height, width = config.input[0].dims[:2]
+        pixels = height * width * config.max_batch_size
+        if previous is not None and previous.files.config.max_batch_size == config.max_batch_size:
+            beyond_file = previous.memory_bytes - previous.file_bytes
+            needed = memory.estimate_bytes(file_bytes, pixels, measured_beyond_file=beyond_file)
+        else:
+            needed = memory.estimate_bytes(file_bytes, pixels)
+        reason = memory.refusal(needed, self._reserve_bytes, self._available_bytes())
+        if reason:
+            raise DoesNotFit(f"{path}: {reason}")
+        return file_bytes
+
+    def _backend(self, files: VersionFiles) -> tuple[OnnxBackend, LatencyTable]:
+        """A session, checked against the card and warm, and what its batches cost."""
+        wanted = {pb.ModelInstanceGroup.KIND_CPU: "cpu", pb.ModelInstanceGroup.KIND_GPU: "cuda"}.get(
+            _instances(files.config).kind, self._provider
+        )
+        backend = OnnxBackend(files.model_path, choose_provider(wanted), strict=wanted == "cuda")
+        _check_outputs(files, backend)
+        try:
+            table = LatencyTable(backend.warm_up(warm_up_sizes(files.config.max_batch_size)))
+        except Exception as error:  # onnxruntime has no one class for a graph that fails
+            raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
+        _check_probabilities(files, backend)
+        return backend, table
+
+    def _worker_count(self, config: pb.ModelConfig, backend: OnnxBackend) -> int:
+        return _instances(config).count or self._workers or (available_cores() if backend.provider == CPU else 1)
+
+
+def _instances(config: pb.ModelConfig) -> pb.ModelInstanceGroup:
+    return config.instance_group[0] if config.instance_group else pb.ModelInstanceGroup()
+
+
+def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
+    """The graph must give what the card and config.pbtxt promise, at the shapes they say."""
+    size = (backend.height, backend.width)
+    if size != (files.card.preprocessing.height, files.card.preprocessing.width):
+        raise ConfigError(f"{files.model_path}: takes pictures of {size}, not what the card says")
+    promised: dict[str, tuple[int, ...]] = {"probabilities": (len(files.labels),), "logits": (len(files.labels),)}
+    for site in files.card.sites:
+        if site.channel:
+            promised[site.channel] = (site.channels,)
+        if site.spatial:
+            promised[site.spatial] = (site.height, site.width)
+    for name, shape in promised.items():
+        found = backend.output_shapes.get(name)
+        if found is None or found[1:] != shape:
+            raise ConfigError(f"{files.model_path}: output {name!r} should be (batch, {shape}), found {found}")
+    for name, kind in backend.output_types.items():
+        if kind != "tensor(float)":
+            raise ConfigError(f"{files.model_path}: output {name!r} must be tensor(float), found {kind}")
+
+
+def _check_probabilities(files: VersionFiles, backend: OnnxBackend) -> None:
+    """What the graph calls probabilities must be some: for a black picture they are finite and add up to 1."""
+    black = np.zeros((1, backend.height, backend.width, 3), np.uint8)
+    probabilities = backend.run(black, ["probabilities"])["probabilities"]
+    if not (probabilities.min() >= 0 and abs(float(probabilities.sum()) - 1) < _ROUNDING):  # NaN fails both
+        raise ConfigError(f"{files.model_path}: `probabilities` are none for a black picture: {probabilities}")
