@@ -148,7 +148,7 @@ class Keeper:
             self._publish(record)
             return record.reason
         record.failures = {v: f for v, f in record.failures.items() if not v or f.mark == found.marks.get(v)}
-        record.unloaded &= found.marks.keys()
+        record.unloaded = {v for v in record.unloaded if _files(look_at_model(record.folder), v) is not None}
         self._follow_plan(record, found, config)
         return record.reason
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -102,6 +104,27 @@ def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
     puppet.next()
     model.scheduler.submit(new_entry(2, 3))
     assert sample("attnserve_queued_images", **MODEL) == 2
+
+
+def test_a_kept_model_is_served_no_longer_but_still_takes_memory_and_one_that_is_gone_leaves_nothing(
+    metrics, sample, new_model, puppet
+):
+    model = dataclasses.replace(new_model(puppet), memory_bytes=700)
+    names = ("attnserve_model_memory_bytes", "attnserve_model_load_seconds", "attnserve_queued_images")
+    metrics.model_loaded(model)
+    metrics.model_gone(model, kept=True)
+    assert [sample(name, **MODEL) for name in names] == [700, 1.5, None]
+    metrics.model_gone(model, kept=False)
+    assert [sample(name, **MODEL) for name in names] == [None, None, None]
+    assert b"attnserve_model_info{" not in generate_latest(metrics.registry)
+    metrics.model_loaded(model)
+    assert [sample(name, **MODEL) for name in names] == [700, 1.5, 0]
+
+
+def test_failed_loads_count_by_version(metrics, sample):
+    metrics.load_failed(NET)
+    metrics.load_failed(NET)
+    assert sample("attnserve_model_load_failures_total", **MODEL) == 2
 
 
 def test_readiness_and_build_are_shown(metrics, sample):
