@@ -259,4 +259,6 @@ class Call:
         self.total_s = self._clock() - self.started_at
         for callback in self._at_end:
             callback()
+        self._at_end.clear()
+        self._on_cancel = None  # it leads to the entry and from there back here, and its arrays should go now
         self.listener.call_finished(self)

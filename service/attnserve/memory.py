@@ -17,11 +17,11 @@ Read = Callable[[str], str | None]
 
 FILE_FACTOR = 4.5
 """Peak bytes while a model loads, per byte of its file: onnxruntime 1.2x holds the parsed file, its tensors and packed
-copies at once (measured: 3.3 to 4.1 for 100 MB of convolutions; afterwards 1.0)."""
+copies at once (measured: 2.7 for a ResNet-50, 3.3 to 4.1 for 100 MB of plain convolutions; afterwards 1.0)."""
 
 BYTES_PER_PIXEL = 256
 """Activations per pixel of a batch: a ResNet-50's widest stage holds four maps of 256 float32 channels at a sixteenth
-of the pixels at once, 256 bytes; measured for the small models of this repository: 20 to 73."""
+of the pixels at once, 256 bytes; measured: 200 for a ResNet-50, 20 to 73 for the small models of this repository."""
 
 
 def read_text(path: str) -> str | None:
@@ -49,7 +49,7 @@ def available_bytes(read: Read = read_text) -> int | None:
 
 
 def estimate_bytes(file_bytes: int, batch_pixels: int, measured_beyond_file: int | None = None) -> int:
-    """The most bytes that loading and warming a version may take at once.
+    """The most bytes that a version may take at once: while its file is loaded, or with it while its batches are run.
 
     Args:
         file_bytes: Size of the ONNX file.
@@ -58,7 +58,7 @@ def estimate_bytes(file_bytes: int, batch_pixels: int, measured_beyond_file: int
             than a guess at the activations.
     """
     activations = batch_pixels * BYTES_PER_PIXEL if measured_beyond_file is None else measured_beyond_file
-    return int(file_bytes * FILE_FACTOR) + activations
+    return max(int(file_bytes * FILE_FACTOR), file_bytes + activations)
 
 
 def refusal(needed_bytes: int, reserve_bytes: int, room_bytes: int | None) -> str | None:

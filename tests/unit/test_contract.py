@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from functools import partial
 
 import pytest
 
@@ -119,3 +122,27 @@ def test_a_cancelled_call_is_still_answered(ask):
 
 def test_an_entry_has_as_many_rows_as_images(new_entry):
     assert new_entry(5, 6, 7).rows == 3
+
+
+def test_several_who_wait_for_the_end_are_told_in_order(ask):
+    told = []
+    asked = ask()
+    for name in ("first", "second"):
+        asked.call.at_end(partial(told.append, name))
+    asked.call.reply("message")
+    assert told == ["first", "second"]
+
+
+def test_an_answered_call_lets_go_of_its_images_without_the_garbage_collector(ask, new_entry):
+    """Results lie in the engine's memory, and keep that of a model that is gone."""
+    asked = ask()
+    entry = new_entry(1, on_finished=partial(asked.call.at_end, print))
+    images = weakref.ref(entry.images)
+    asked.call.when_cancelled(partial(setattr, entry, "cancelled", True))
+    gc.disable()
+    try:
+        asked.call.reply("message")
+        del asked, entry
+        assert images() is None
+    finally:
+        gc.enable()

@@ -13,8 +13,7 @@ from attnserve.loading import Loader
 
 FOLDER = Path(__file__).parents[2] / "model_repo" / "fashion-mnist-bam"
 FILE_BYTES = (FOLDER / "1" / "model.onnx").stat().st_size
-WEIGHTS = int(FILE_BYTES * 4.5)
-GUESSED = 28 * 28 * 64 * 256  # of activations
+NEEDED = FILE_BYTES + 28 * 28 * 64 * 256  # its file, and a guess at the activations
 
 
 @pytest.fixture
@@ -46,22 +45,21 @@ def test_a_loaded_model_knows_its_files_and_what_it_took(load):
 
 
 def test_what_just_fits_is_loaded_and_a_byte_less_is_refused(load):
-    load(WEIGHTS + GUESSED)
-    load(WEIGHTS + GUESSED + 10, reserve=10)
-    for room, reserve in ((WEIGHTS + GUESSED - 1, 0), (WEIGHTS + GUESSED + 9, 10)):
+    load(NEEDED)
+    load(NEEDED + 10, reserve=10)
+    for room, reserve in ((NEEDED - 1, 0), (NEEDED + 9, 10)):
         with pytest.raises(DoesNotFit, match=r"model\.onnx: loading needs about \d+ MiB of memory"):
             load(room, reserve=reserve)
 
 
 def test_what_another_version_took_beyond_its_file_stands_for_the_activations(load, config):
-    previous = dataclasses.replace(load(), file_bytes=1000, memory_bytes=6000)
-    load(WEIGHTS + 5000, previous)
+    previous = dataclasses.replace(load(), file_bytes=1000, memory_bytes=50_001_000)
+    load(FILE_BYTES + 50_000_000, previous)
     with pytest.raises(DoesNotFit):
-        load(WEIGHTS + 4999, previous)
+        load(FILE_BYTES + 49_999_999, previous)
     config.max_batch_size = 32  # the other version ran other batches, so its figure says nothing
     other = dataclasses.replace(previous.files, config=type(config)(max_batch_size=64))
-    with pytest.raises(DoesNotFit):
-        load(WEIGHTS + 5000, dataclasses.replace(previous, files=other))
+    load(FILE_BYTES + 49_999_999, dataclasses.replace(previous, files=other))
 
 
 def test_a_version_without_a_model_is_refused_by_name(load):

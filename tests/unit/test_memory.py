@@ -92,12 +92,14 @@ def test_here_something_is_available_and_something_is_taken():
     ("file_bytes", "pixels", "measured", "expected"),
     [
         (100_000_000, 0, None, 450_000_000),
-        (1000, 10, None, 4500 + 2560),
-        (1000, 10, 700, 4500 + 700),
-        (1000, 10, 0, 4500),
+        (1000, 13, None, 4500),
+        (1000, 14, None, 1000 + 14 * 256),
+        (1000, 14, 3500, 4500),
+        (1000, 0, 3501, 4501),
+        (1000, 14, 0, 4500),
     ],
 )
-def test_the_estimate_is_the_peak_of_the_load_and_the_activations(file_bytes, pixels, measured, expected):
+def test_the_estimate_is_the_peak_of_the_load_or_of_the_batches(file_bytes, pixels, measured, expected):
     assert estimate_bytes(file_bytes, pixels, measured) == expected
 
 
