@@ -231,6 +231,5 @@ class ModelControl:
             log.error("%s; everything stays as it is", error)
             return
         for name in sorted(lifecycle.settled(self._before, now, self._keeper.names)):
-            if name in now or name in self._keeper.names:
-                self._keeper.follow(name, now.get(name))
+            self._keeper.follow(name, now.get(name))
         self._before = now

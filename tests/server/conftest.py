@@ -111,9 +111,9 @@ class Control:
         request = pb.RepositoryModelUnloadRequest(model_name=name)
         self._call("RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)
 
-    def states(self, name: str = "net") -> dict[str, tuple[str, str]]:
+    def states(self, name: str = "net", **request: Any) -> dict[str, tuple[str, str]]:
         """Version -> (state, reason)."""
-        reply = self._call("RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse)
+        reply = self._call("RepositoryIndex", pb.RepositoryIndexRequest(**request), pb.RepositoryIndexResponse)
         return {entry.version: (entry.state, entry.reason) for entry in reply.models if entry.name == name}
 
     def wait(

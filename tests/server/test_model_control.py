@@ -271,6 +271,18 @@ def test_mode_explicit_serves_what_was_asked_for_and_is_ready_with_nothing(start
         assert answer_of(server.grpc, picture) == 1
 
 
+def test_the_index_can_be_of_what_is_ready_and_there_is_one_repository(start_server, repository, control):
+    repository.write(1, answer=1)
+    with start_server(*EXPLICIT, repository=repository.path) as server:
+        connected = control(server.grpc)
+        repository.write(2, answer=2)
+        connected.load()
+        assert connected.states(ready=True) == {"2": ("READY", "")}
+        with pytest.raises(grpc.RpcError, match="repository_name") as caught:
+            connected.states(repository_name="other")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_a_model_to_load_at_start_that_is_not_there_ends_the_start(server_process, repository):
     repository.write(1, answer=1)
     with pytest.raises(AssertionError, match="load_models: there is no model 'nope'"):

@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for status in statuses:
         if not status.ready:
-            print(f"{status.name} is not ready: {status.reason}")
+            which = f"{status.name} version {status.version}" if status.version else status.name
+            print(f"{which} is not ready: {status.reason}")
     return 0
 
 
