@@ -149,7 +149,7 @@ def capacity_of(target: str, args: argparse.Namespace, payload: bytes) -> float:
 
 def serve(engine_ms: float) -> None:
     """The server, its engine slowed down; runs until it is told to stop."""
-    from attnserve import models
+    from attnserve import loading
     from attnserve.config import ServeConfig
     from attnserve.server import serve as run
     from attnserve.session import OnnxBackend
@@ -162,10 +162,17 @@ def serve(engine_ms: float) -> None:
             return super().run(images, outputs)
 
     if engine_ms:
-        models.OnnxBackend = Slow  # type: ignore[misc]
+        loading.OnnxBackend = Slow  # type: ignore[misc]
     local = "127.0.0.1:0"
     repository = str(ROOT / "model_repo")
-    sys.exit(run(ServeConfig(repository, local, local, workers=WORKERS if engine_ms else 0, log_level="error")))
+    config = ServeConfig(
+        model_repository=repository,
+        grpc_address=local,
+        http_address=local,
+        workers=WORKERS if engine_ms else 0,
+        log_level="error",
+    )
+    sys.exit(run(config))
 
 
 def main() -> None:

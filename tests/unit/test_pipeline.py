@@ -225,7 +225,7 @@ def test_what_would_be_late_is_refused_before_it_is_decoded(pipeline, model, pup
     with pytest.raises(Overloaded, match="deadline cannot be met"):
         pipeline.run_sources(model, [b"no picture"], OUTPUTS, ask(deadline=clock.now + 15).call, pytest.fail)
     assert ears.dropped_rows("overloaded") == 1
-    pipeline.run_images(model, views(2), OUTPUTS, ask(deadline=clock.now + 17).call, first_column)
+    pipeline.run_images(model, views(2), OUTPUTS, ask(deadline=clock.now + 18).call, first_column)
 
 
 @pytest.mark.parametrize(("level", "refused"), [(0, False), (1, False), (3, False), (4, True)])

@@ -496,12 +496,12 @@ def test_the_estimate_learns_what_a_batch_takes(start_scheduler, new_entry, pupp
     clock.advance(4)
     run.finish()
     run = puppet.next()
-    # two wait, and the new one: one batch of two before it, once the running one has ended, and then a batch of one
-    assert scheduler.estimate("", 1, 1) == (4 + 2, 4)
+    # two wait, and the new one: once the running batch has ended, a batch of two goes before it
+    assert scheduler.estimate("", 1, 1) == (4 + 4, 4)
     clock.advance(3)
-    assert scheduler.estimate("", 1, 1) == (1 + 2, 4)
+    assert scheduler.estimate("", 1, 1) == (1 + 4, 4)
     clock.advance(2)
-    assert scheduler.estimate("", 1, 1) == (0 + 2, 4)  # it is late; nobody knows by how much more
+    assert scheduler.estimate("", 1, 1) == (0 + 4, 4)  # it is late; nobody knows by how much more
 
 
 def test_more_workers_shorten_the_estimated_wait(start_scheduler, new_entry, new_puppet, clock):
@@ -513,7 +513,9 @@ def test_more_workers_shorten_the_estimated_wait(start_scheduler, new_entry, new
     run.finish()
     scheduler.submit(new_entry(3, 4, 5))
     left.next()
-    assert scheduler.estimate("", 1, 1) == (2 * 3 / 2, 3)  # the right one is due
+    assert scheduler.estimate("", 1, 1) == (3, 3)  # the right one is due, and takes it after one of the two
+    scheduler.submit(new_entry(6))
+    assert scheduler.estimate("", 1, 1) == (3 + 3, 3)
 
 
 def test_a_person_does_not_wait_for_all_that_a_batch_job_has_queued(start_scheduler, new_entry, puppet, clock):
