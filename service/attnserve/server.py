@@ -56,8 +56,8 @@ class Server:
         self._http_host, http_port = split_address("http_address", config.http_address)
         self._http = HttpServer(self._http_host, http_port, self._metrics.registry, lambda: self._ready)
 
-    async def run(self) -> int:
-        """Load, serve until SIGTERM or SIGINT, drain; the exit code is 1 where accepted calls had to be failed, else 0.
+    async def run(self) -> None:
+        """Load, serve until SIGTERM or SIGINT, drain.
 
         While models load, `/livez` answers and `/readyz` says no. A second signal exits at once.
         """
@@ -84,14 +84,12 @@ class Server:
         self._announce(host, port, models)
         await stopping
         in_time = await self._drain(transport, control)
-        code = 0 if in_time else 1
         ended = control.close()
         decode_pool.close()
         self._http.close()
         log.info("stopped")
-        if not ended:  # a model is being loaded, and the interpreter would not end well around it
-            _exit_now(code)
-        return code
+        if not (in_time and ended):  # a thread is deep in one picture or loads a model, and would be waited for
+            _exit_now(0)
 
     def _control(self, models: Models) -> ModelControl:
         config, repository = self._config, Path(self._config.model_repository)
@@ -193,8 +191,6 @@ def _exit_now(code: int) -> NoReturn:
 def serve(config: ServeConfig) -> int:
     """Run a server until it is told to stop; returns the exit code. Raises `ConfigError` for what cannot be started."""
     with contextlib.suppress(KeyboardInterrupt):
-        code = asyncio.run(Server(config).run())
-        if code:  # the drain ran out: a thread may be deep in one picture, and the interpreter would wait for it
-            _exit_now(code)
-        return code
+        asyncio.run(Server(config).run())
+        return 0
     return 130

@@ -169,6 +169,8 @@ def serve(engine_ms: float) -> None:
         model_repository=repository,
         grpc_address=local,
         http_address=local,
+        model_control_mode="explicit",
+        load_models=MODEL,
         workers=WORKERS if engine_ms else 0,
         log_level="error",
     )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -153,6 +154,33 @@ def test_during_the_drain_delay_it_still_answers_but_is_not_ready(start_server, 
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert client.classify([pictures[0]], model=MODEL)[0].predictions[0].label == "Ankle boot"
+
+
+def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_the_exit_is_clean(start_server):
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        with Client(server.grpc, timeout_s=60, retry=None) as client:
+            try:
+                client.classify([np.zeros((96, 96, 3), np.uint8)] * 1000, model="sign-digits-cbam")
+                outcomes.append("OK")
+            except ClientError as error:
+                outcomes.append(error.code)
+
+    with start_server("--drain-timeout-s", "0.2") as server:
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while server.metric("attnserve_pending_images") < 2000:
+            assert time.monotonic() < deadline
+        server.terminate()
+        assert server.process.wait(timeout=10) == 0
+        for thread in threads:
+            thread.join(timeout=10)
+    assert len(outcomes) == 4
+    assert set(outcomes) - {"OK"} == {"UNAVAILABLE"}
+    assert "drain_timeout_s is over" in server.log
 
 
 def test_a_second_signal_exits_at_once(server_process):
