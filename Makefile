@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-overload bench-forms generate clean
+.PHONY: demo test test-full lint bench bench-overload bench-forms soak generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -34,6 +34,10 @@ bench: $(VENV)/.dev
 bench-overload: $(VENV)/.dev
 	$(BIN)/python tests/bench/overload.py
 	$(BIN)/python tests/bench/overload.py --engine-ms 0 --deadline-ms 100
+
+## soak: a hundred thousand requests of every kind; memory and open files must stay flat.
+soak: $(VENV)/.dev
+	$(BIN)/python tests/bench/soak.py
 
 ## bench-forms: what attention costs on a CPU, per depth and kind.
 bench-forms: $(VENV)/.dev

@@ -352,7 +352,7 @@ def test_nothing_of_those_that_left_is_kept(new_entry):
     stays = new_entry(0, level=3, deadline=1e9)
     queue.put(stays, now=0)
     for number in range(20_000):
-        entry = new_entry(1, client=str(number % 3000), level=1 + number % 3, deadline=1e6 + number)
+        entry = new_entry(1, client=str(number), level=1 + number % 3, deadline=1e6 + number)
         queue.put(entry, now=0)
         if number % 2:
             queue.discard(entry, Internal("gone"))
@@ -362,7 +362,7 @@ def test_nothing_of_those_that_left_is_kept(new_entry):
     assert len(queue._entries) == queue.rows <= 1
     assert len(queue._deadlines) < 300
     assert sum(map(len, queue._promotions)) < 300
-    assert held < 3 * 3000
+    assert held < 4000  # the standing of a thousand clients that are away
 
 
 @dataclass
