@@ -50,6 +50,7 @@ def test_a_busy_machine_makes_every_size_slower_within_a_dozen_batches():
 
 def test_one_size_that_is_slower_than_thought_is_learned_against_the_others():
     table = LatencyTable({1: 1.0, 2: 1.0, 4: 1.0})
+    assert table.efficient_size(4) == 4
     for _ in range(200):
         table.observe(4, 4.0)
         table.observe(1, 1.0)

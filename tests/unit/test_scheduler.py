@@ -7,6 +7,7 @@ import queue
 import random
 import sys
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -556,12 +557,30 @@ def test_cancelling_what_runs_already_changes_nothing(start_scheduler, new_entry
     assert ears.drops == []
 
 
+def test_a_half_run_entry_that_is_cancelled_at_once_is_answered_when_its_running_rows_end(
+    start_scheduler, new_entry, puppet, mailbox, answered, ears
+):
+    scheduler = start_scheduler(puppet, max_batch_size=1)
+    scheduler.submit(entry := new_entry(1, 2, 3))
+    run = puppet.next()
+    scheduler.cancel(entry)
+    assert mailbox.is_empty()
+    run.finish()
+    mailbox.open()
+    assert answered == [entry]
+    assert isinstance(entry.error, Cancelled)
+    assert ears.drops == [(("net", "1"), "cancelled", 2)]
+    assert scheduler.drain(PATIENCE_S)
+    assert mailbox.is_empty()
+
+
 def test_an_idle_worker_waits_for_a_configured_delay_and_no_longer(new_entry, compute, ears, mailbox):
     """On the real clock: only the waiting is tested here, when to wait is the queue's business."""
     policy = Policy(8, max_queue_delay_s=0.2)
     scheduler = Scheduler(ModelKey("net", "1"), [Instant(compute)], BatchQueue(policy), ears)
     for value in (1, 2):
         scheduler.submit(new_entry(value))
+        time.sleep(0.02)  # long enough for an idle worker to take it, were it not to wait
     mailbox.open()
     scheduler.submit(new_entry(*range(8)))
     mailbox.open()
