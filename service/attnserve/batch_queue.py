@@ -177,9 +177,9 @@ class BatchQueue(Generic[W]):
     def _gives_way(self, entry: W, fitting: int, now: float, room: int) -> bool:
         """Whether to drop an entry that allows only a batch of `fitting`, fewer than the `room` there is.
 
-        It is, where more rows are as urgent as such a batch could carry (its own, where none fits): then shrinking the batch for
-        each of them in turn would make all of them late, so the most urgent one gives way (early drop: Shen et al.,
-        Nexus, SOSP 2019). Alone it always runs, for the table may be wrong and would never learn.
+        It is, where more rows are as urgent as such a batch could carry (its own, where none fits): then shrinking the
+        batch for each of them in turn would make all of them late, so the most urgent one gives way (early drop: Shen
+        et al., Nexus, SOSP 2019). Alone it always runs, for the table may be wrong and would never learn.
         """
         if self.rows == entry.waiting:
             return False

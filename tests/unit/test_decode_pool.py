@@ -80,6 +80,23 @@ def test_however_many_pictures_are_bad_there_is_one_outcome(decode, ask):
     assert isinstance(error, InvalidArgument)
 
 
+def test_after_a_bad_picture_the_rest_of_its_call_is_not_decoded(ask, mailbox, monkeypatch):
+    decoded = []
+
+    def refuse(source, *_):
+        decoded.append(source)
+        raise InvalidArgument("no")
+
+    monkeypatch.setattr("attnserve.decode_pool.picture_from_bytes", refuse)
+    pool = DecodePool(1, DecodeLimits(1 << 20, 10_000))
+    pool.submit([b"a", b"b", b"c"], VIEW, ask().call, lambda *_: None)
+    pool.submit([b"d"], VIEW, ask().call, lambda *_: None)
+    mailbox.open()
+    mailbox.open()
+    pool.close()
+    assert decoded == [b"a", b"d"]
+
+
 def test_a_bad_picture_is_no_business_of_the_other_calls(pool, ask, new_mailbox):
     outcomes = {}
     inboxes = [new_mailbox() for _ in range(6)]
