@@ -1,0 +1,55 @@
+"""Figures of an answer that move when the pictures do: how sure it is, and how evenly the network looked.
+
+Pure functions over what was computed anyway; they never make the graph compute anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnserve.card import Site
+from attnserve.contract import Outputs
+
+Float32 = NDArray[np.float32]
+
+_LEAST = np.float32(1e-30)  # stands for 0, whose logarithm is none; too small to weigh beside any gate
+
+
+def confidences(probabilities: Float32) -> Float32:
+    """The largest of each row of (N, K) probabilities, (N,)."""
+    return np.asarray(probabilities.max(axis=1), dtype=np.float32)
+
+
+def entropies(sites: Sequence[Site], outputs: Outputs) -> dict[str, Float32]:
+    """The normalised entropy of each picture's spatial attention, for every site whose spatial map is in `outputs`.
+
+    For a map w of L positions, p = w / sum(w): H = -sum(p log p) / log(L), from 0 (one position has it all) to 1 (even,
+    which a map of zeros counts as). w is CBAM's gate, or the sigmoid of BAM's spatial branch. A site of one position
+    has no entropy and is left out, and so are single maps that are not finite.
+
+    Returns:
+        Site name -> at most N values in 0..1, float32, in the order of the pictures.
+    """
+    found = [site for site in sites if site.spatial in outputs and site.height * site.width > 1]
+    if not found:
+        return {}
+    maps = [_weights(outputs[site.spatial or ""], site.kind) for site in found]  # each (N, L)
+    sizes = np.array([each.shape[1] for each in maps])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    with np.errstate(all="ignore"):  # what is not finite is left out below
+        weights = np.maximum(np.concatenate(maps, axis=1), _LEAST)  # all sites at once: numpy's cost is per call
+        sums = np.add.reduceat(weights, starts, axis=1)  # (N, sites)
+        logs = np.add.reduceat(weights * np.log(weights), starts, axis=1)
+        values = np.clip((np.log(sums) - logs / sums) / np.log(sizes), 0, 1).astype(np.float32)
+    if not np.isfinite(values).all():
+        return {site.name: column[np.isfinite(column)] for site, column in zip(found, values.T, strict=True)}
+    return {site.name: column for site, column in zip(found, values.T, strict=True)}
+
+
+def _weights(spatial: Float32, kind: str) -> Float32:
+    """The map (N, H, W) as weights (N, L) that are not negative."""
+    flat = spatial.reshape(len(spatial), -1)
+    return flat if kind == "cbam" else 0.5 * (1 + np.tanh(0.5 * flat))  # the sigmoid, in a form that cannot overflow
