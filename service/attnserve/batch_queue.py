@@ -72,6 +72,16 @@ class BatchQueue(Generic[W]):
         return sum(each.rows for each in self._classes)
 
     @property
+    def entries(self) -> int:
+        """Entries of which a row waits."""
+        return len(self._entries)
+
+    @property
+    def clients(self) -> int:
+        """Clients that have rows waiting, counted in each priority class."""
+        return sum(each.clients for each in self._classes)
+
+    @property
     def limit(self) -> int:
         """The largest batch worth forming now, whoever is in it."""
         return self.table.efficient_size(self.policy.max_batch_size)

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from attnserve.correlation import Trace
 from attnserve.errors import AttnserveError
 
 Outputs = dict[str, NDArray[Any]]
@@ -35,6 +36,15 @@ class Timings:
     queue_s: float = 0.0
     infer_s: float = 0.0
     postprocess_s: float = 0.0
+
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        """Every stage by its name, in the order of their happening."""
+        return (
+            ("decode", self.decode_s),
+            ("queue", self.queue_s),
+            ("infer", self.infer_s),
+            ("postprocess", self.postprocess_s),
+        )
 
 
 class Inbox(Protocol):
@@ -148,6 +158,9 @@ class Batch(NamedTuple, Generic[W]):
 class Listener(Protocol):
     """Hears facts from the core and the transports, from any thread; must be quick and must not raise."""
 
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
+        """A worker took a batch of `rows` images and left `waiting` images in the queue."""
+
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """A worker ran a batch of `rows` images in `infer_s` seconds."""
 
@@ -166,8 +179,10 @@ class Call:
     Attributes:
         deadline: Monotonic seconds; infinity where the caller set none.
         client: Who asks, for fairness and logs.
+        request_id, trace: By what name the call is known, see `correlation`.
         level: Priority class, 1 first; 0 is the model's default.
-        model, images, timings: Filled in by the handlers, for the listener.
+        model, images, timings: Filled in on the way, for the listener.
+        confidences, entropies: Of the answer, see `drift`; None and empty where they would have to be computed first.
         code: Canonical status name once answered.
     """
 
@@ -180,16 +195,20 @@ class Call:
         "cancelled",
         "client",
         "code",
+        "confidences",
         "deadline",
+        "entropies",
         "images",
         "inbox",
         "level",
         "listener",
         "method",
         "model",
+        "request_id",
         "started_at",
         "timings",
         "total_s",
+        "trace",
     )
 
     def __init__(
@@ -202,16 +221,22 @@ class Call:
         listener: Listener,
         clock: Callable[[], float],
         answer: Callable[[Any, AttnserveError | None], None],
+        request_id: str = "",
+        trace: Trace | None = None,
     ) -> None:
         self.method = method
         self.deadline = deadline
         self.client = client
+        self.request_id = request_id
+        self.trace = trace
         self.inbox = inbox
         self.listener = listener
         self.model: ModelKey | None = None
         self.level = 0
         self.images = 0
         self.timings = Timings()
+        self.confidences: NDArray[np.float32] | None = None
+        self.entropies: dict[str, NDArray[np.float32]] = {}
         self.code: str | None = None
         self.total_s = 0.0
         self.cancelled = False

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from attnserve.errors import ConfigError
+from attnserve.triton_metrics import with_counter_types
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class _Pages:
         """Status, content type and body of a path."""
         if path == "/metrics":
             encode, content_type = choose_encoder(accept)
-            return HTTPStatus.OK, content_type, encode(self._registry)
+            page = encode(self._registry)
+            return HTTPStatus.OK, content_type, page if "openmetrics" in content_type else with_counter_types(page)
         if path == "/livez":
             return HTTPStatus.OK, "text/plain", b"ok\n"
         if path == "/readyz":

@@ -11,6 +11,11 @@ class Listeners:
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
+        """See `Listener`."""
+        for listener in self._listeners:
+            listener.batch_started(model, rows, waiting)
+
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """See `Listener`."""
         for listener in self._listeners:

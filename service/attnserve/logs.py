@@ -1,4 +1,7 @@
-"""Log lines on stderr: text for people, JSON for collectors. Never holds picture bytes or secrets."""
+"""Log lines on stderr: text for people, JSON for collectors. Never holds picture bytes or secrets.
+
+A line about one call carries its request id, as the record's attributes `request_id` and `trace_id` (`call_fields`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,46 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from attnserve.contract import Call, ModelKey
+
+log = logging.getLogger(__name__)
+
+_CALL_FIELDS = ("request_id", "trace_id")
+
+
+def call_fields(call: Call) -> dict[str, str]:
+    """What a log line about this call takes as `extra`."""
+    trace = {"trace_id": call.trace.trace_id} if call.trace else {}
+    return {"request_id": call.request_id, **trace}
+
+
+class CallLog:
+    """A listener that logs a call's answer: INTERNAL ones as errors, all others at debug level."""
+
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
+        """Nothing."""
+
+    def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
+        """Nothing."""
+
+    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
+        """Nothing."""
+
+    def call_finished(self, call: Call) -> None:
+        """Log the answer."""
+        if call.code == "INTERNAL":
+            level = logging.ERROR
+        elif log.isEnabledFor(logging.DEBUG):
+            level = logging.DEBUG
+        else:
+            return
+        log.log(level, "%s of %s, model %s version %s, %d images: %s in %.1f ms", call.method, call.client,
+                *(call.model or ("-", "-")), call.images, call.code, call.total_s * 1e3,
+                extra=call_fields(call))  # fmt: skip
+
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per event: time, level, logger, message and, where there is one, the traceback."""
+    """One JSON object per event: time, level, logger, message and, where there are, call fields and the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -19,14 +59,28 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        event |= _call_fields_of(record)
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
         return json.dumps(event, ensure_ascii=False)
 
 
+class TextFormatter(logging.Formatter):
+    """One line of text per event, the request id at its end, and the traceback below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
+        """The line without the traceback."""
+        fields = "".join(f" {name}={value}" for name, value in _call_fields_of(record).items())
+        return super().formatMessage(record) + fields
+
+
+def _call_fields_of(record: logging.LogRecord) -> dict[str, str]:
+    return {name: getattr(record, name) for name in _CALL_FIELDS if hasattr(record, name)}
+
+
 def configure(level: str, style: str) -> None:
     """Send everything of at least `level` to stderr in `style` (`text` or `json`)."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if style == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,8 @@
-"""Prometheus metrics: a listener that turns the core's facts into counters and histograms, in a registry of its own."""
+"""Prometheus metrics: a listener that turns the core's facts into counters and histograms, in a registry of its own.
+
+No metric has a label for the client: clients are free strings, and every new one would be a new series for ever. How
+they share a model shows in `attnserve_queued_clients` and in the queue stage's durations; who they are, in the log.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,24 +23,59 @@ from prometheus_client import (
 )
 
 from attnserve.contract import Call, ModelKey
+from attnserve.distribution import Distribution
 from attnserve.models import Model
+from attnserve.statistics import Statistics
+from attnserve.triton_metrics import TritonMetrics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Bucket bounds: a small net answers in half a millisecond, a ResNet-50 on a loaded CPU in seconds."""
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+DEPTHS = (0, *SIZES, 512, 1024, 2048, 4096)  # 4096 images is the default bound on what is accepted
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+ENTROPIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
+"""Gates of trained nets are nearly even: the median of the committed models' sites is 0.968 to 0.9995."""
+
 _MODEL = ("model", "version")
+_OUTCOMES = {"OK": "served", "RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
+
+
+class _Children(dict[tuple[str, ...], Any]):
+    """A metric's children by their label values, for the hot path: `labels()` converts and locks each time."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
 
 
 class Metrics:
-    """All metrics of one server. Any thread may call it."""
+    """All metrics of one server. Any thread may call it.
 
-    def __init__(self) -> None:
+    Args:
+        statistics: What Triton's metrics are read from.
+    """
+
+    def __init__(self, statistics: Statistics) -> None:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self._of_requests()
+        self._of_batches_and_queues()
+        self._of_answers()
+        self._of_models()
+        self._triton = TritonMetrics(statistics, self.registry)
+        self._requests, self._images = _Children(self.requests), _Children(self.images)
+        self._duration, self._stage = _Children(self.request_duration), _Children(self.stage_duration)
+        self._batch_size, self._batch_duration = _Children(self.batch_size), _Children(self.batch_duration)
+        self._depth, self._levels = _Children(self.queue_depth), _Children(self.level_images)
+
+    def _of_requests(self) -> None:
         counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
         self.requests = counter(
             "attnserve_requests_total", "Requests answered, by gRPC status code.", ("method", *_MODEL, "code")
@@ -47,21 +87,72 @@ class Metrics:
         )
         self.stage_duration = histogram(
             "attnserve_stage_duration_seconds",
-            "Time of one request in a stage: decode, queue, infer, postprocess.",
+            "Time of one successful request in a stage that it went through: decode, queue, infer, postprocess.",
             (*_MODEL, "stage"),
         )
+        self.deadline_misses = counter(
+            "attnserve_deadline_misses_total",
+            "Requests not answered by their deadline: late (answered after it) or expired (given up for it).",
+            (*_MODEL, "outcome"),
+        )
+        self.inflight = Gauge(
+            "attnserve_inflight_requests", "Requests begun and not yet answered.", registry=self.registry
+        )
+
+    def _of_batches_and_queues(self) -> None:
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
         self.batch_size = histogram(
             "attnserve_batch_size", "Images in a batch that a worker ran.", _MODEL, buckets=SIZES
         )
-        self.batch_duration = histogram("attnserve_batch_duration_seconds", "Time of one run of the engine.", _MODEL)
-        self.images = counter("attnserve_images_total", "Images classified.", _MODEL)
-        self.drops = counter(
+        self.batch_duration = histogram(
+            "attnserve_batch_duration_seconds", "Time of one run of the engine.", _MODEL, buckets=SECONDS
+        )
+        self.queue_depth = histogram(
+            "attnserve_queue_depth_images",
+            "Images that still waited when a worker had taken a batch.",
+            _MODEL,
+            buckets=DEPTHS,
+        )
+        self.drops = Counter(
             "attnserve_dropped_images_total",
             "Images refused or dropped without being run: expired, cancelled, overloaded, shutdown.",
             (*_MODEL, "reason"),
+            registry=self.registry,
         )
         self.pending = gauge("attnserve_pending_images", "Images accepted and not yet answered.")
         self.queued = gauge("attnserve_queued_images", "Images that wait for a worker.", _MODEL)
+        self.queued_clients = gauge(
+            "attnserve_queued_clients",
+            "Clients that have an image waiting; one that waits in two priority classes counts in both.",
+            _MODEL,
+        )
+
+    def _of_answers(self) -> None:
+        counter = partial(Counter, registry=self.registry)
+        self.images = counter("attnserve_images_total", "Images classified.", _MODEL)
+        self.level_images = counter(
+            "attnserve_priority_images_total",
+            "Images by the priority class of their request: served, refused (RESOURCE_EXHAUSTED) or expired.",
+            (*_MODEL, "level", "outcome"),
+        )
+        self.confidence = Distribution(
+            "attnserve_top1_confidence",
+            "Probability of the first class, per image whose answer holds probabilities.",
+            _MODEL,
+            bounds=CONFIDENCES,
+            registry=self.registry,
+        )
+        self.entropy = Distribution(
+            "attnserve_attention_entropy",
+            "Normalised entropy of a spatial map (0 one position, 1 even), per image and site that was asked for.",
+            (*_MODEL, "site"),
+            bounds=ENTROPIES,
+            registry=self.registry,
+        )
+
+    def _of_models(self) -> None:
+        gauge = partial(Gauge, registry=self.registry)
         self.model_info = gauge(
             "attnserve_model_info",
             "1 for each model version served.",
@@ -73,8 +164,11 @@ class Metrics:
             "Host memory that a loaded model version took, one kept for a roll-back too.",
             _MODEL,
         )
-        self.load_failures = counter(
-            "attnserve_model_load_failures_total", "Model versions that could not be loaded.", _MODEL
+        self.load_failures = Counter(
+            "attnserve_model_load_failures_total",
+            "Model versions that could not be loaded.",
+            _MODEL,
+            registry=self.registry,
         )
         self.ready = gauge("attnserve_ready", "1 while the server takes requests.")
         build = gauge("attnserve_build_info", "1; the version is a label.", ("version",))
@@ -84,6 +178,10 @@ class Metrics:
         """Report pending images by calling `read` at each scrape."""
         self.pending.set_function(read)
 
+    def watch_inflight(self, read: Callable[[], int]) -> None:
+        """Report requests in flight by calling `read` at each scrape."""
+        self.inflight.set_function(read)
+
     def model_loaded(self, model: Model) -> None:
         """Report a model version from now on."""
         card = model.files.card
@@ -91,12 +189,16 @@ class Metrics:
         self.load_duration.labels(*model.key).set(model.load_s)
         self.model_memory.labels(*model.key).set(model.memory_bytes)
         self.queued.labels(*model.key).set_function(lambda: model.scheduler.queued_images)
+        self.queued_clients.labels(*model.key).set_function(lambda: model.scheduler.queued_clients)
+        self._triton.model_loaded(model)
 
     def model_gone(self, model: Model, *, kept: bool) -> None:
         """Report a model version no longer; where it is kept, still what it takes."""
+        self._triton.model_gone(model)
         with contextlib.suppress(KeyError):  # it was kept, and no longer served, before
             self.model_info.remove(*model.key, model.provider, model.files.card.precision, model.files.card.digest)
             self.queued.remove(*model.key)
+            self.queued_clients.remove(*model.key)
         if not kept:
             self.load_duration.remove(*model.key)
             self.model_memory.remove(*model.key)
@@ -105,10 +207,14 @@ class Metrics:
         """Count a version that could not be loaded."""
         self.load_failures.labels(*model).inc()
 
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:  # noqa: ARG002
+        """Note how deep the queue is; scrapes alone would miss every burst between two of them."""
+        self._depth[model].observe(waiting)
+
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""
-        self.batch_size.labels(*model).observe(rows)
-        self.batch_duration.labels(*model).observe(infer_s)
+        self._batch_size[model].observe(rows)
+        self._batch_duration[model].observe(infer_s)
 
     def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
         """Count images that were not run."""
@@ -116,14 +222,29 @@ class Metrics:
 
     def call_finished(self, call: Call) -> None:
         """Count an answer; durations only of requests that a model answered."""
-        model = call.model or ModelKey("", "")
-        self.requests.labels(call.method, *model, call.code).inc()
-        if call.model is None or call.code != "OK":
+        model, code = call.model, call.code or ""
+        self._requests[(call.method, *(model or ("", "")), code)].inc()
+        if model is None:
             return
-        self.images.labels(*model).inc(call.images)
-        self.request_duration.labels(call.method, *model).observe(call.total_s)
-        timings = call.timings
-        stages = (("decode", timings.decode_s), ("queue", timings.queue_s), ("infer", timings.infer_s),
-                  ("postprocess", timings.postprocess_s))  # fmt: skip
-        for stage, seconds in stages:
-            self.stage_duration.labels(*model, stage).observe(seconds)
+        outcome = _OUTCOMES.get(code)
+        if outcome is not None:  # of others the class may be any number that the caller wrote
+            self._levels[(*model, str(call.level), outcome)].inc(call.images)
+        if code == "DEADLINE_EXCEEDED":
+            self.deadline_misses.labels(*model, "expired").inc()
+        elif code == "OK":
+            self._answered(call, model)
+
+    def _answered(self, call: Call, model: ModelKey) -> None:
+        self._images[model].inc(call.images)
+        trace = call.trace
+        exemplar = {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
+        self._duration[(call.method, *model)].observe(call.total_s, exemplar)
+        for stage, seconds in call.timings.stages():
+            if seconds:  # it happened
+                self._stage[(*model, stage)].observe(seconds)
+        if call.started_at + call.total_s > call.deadline:
+            self.deadline_misses.labels(*model, "late").inc()
+        if call.confidences is not None:
+            self.confidence.add(model, call.confidences)
+        for site, values in call.entropies.items():
+            self.entropy.add((*model, site), values)

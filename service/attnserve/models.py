@@ -112,10 +112,14 @@ class Models:
         self._shelves = {known: shelf for known, shelf in self._shelves.items() if known != name}
 
     def borrow(self, name: str, version: str, call: Call) -> Model:
-        """`find`, and hold the model until the call has its answer, so that it is not closed before."""
+        """`find`, and hold the model until the call has its answer, so that it is not closed before.
+
+        Whatever the answer will be, it counts as this model's from here on (`call.model`).
+        """
         while True:  # ends: who closes a model has taken it off its shelf before
             model = self.find(name, version)
             if model.users.enter(call):
+                call.model = model.key
                 call.at_end(partial(model.users.leave, call))
                 return model
 

@@ -14,12 +14,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from attnserve import model_config
+from attnserve import drift, model_config
 from attnserve.admission import SHORTEST_RETRY_S, Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
 from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
+from attnserve.logs import call_fields
 from attnserve.models import Model
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,6 @@ class Pipeline:
         self._queue(model, images, outputs, call, finish)
 
     def _admit(self, model: Model, images: int, size_bytes: int, call: Call, *, decoding: bool = False) -> None:
-        call.model = model.key
         call.images = images
         config = model.files.config
         call.level = call.level or model_config.default_level_of(config)
@@ -115,7 +115,7 @@ class Pipeline:
             outputs=tuple(outputs),
             deadline=call.deadline,
             inbox=call.inbox,
-            on_finished=partial(guarded, call, partial(self._finished, call, finish)),
+            on_finished=partial(guarded, call, partial(self._finished, model, call, finish)),
             client=call.client,
             level=call.level,
             cancelled=call.cancelled,
@@ -131,7 +131,7 @@ class Pipeline:
         if error.drop_reason:
             self._listener.dropped(model.key, error.drop_reason, images)
 
-    def _finished(self, call: Call, finish: Finish, entry: Entry) -> None:
+    def _finished(self, model: Model, call: Call, finish: Finish, entry: Entry) -> None:
         call.timings.queue_s = entry.timings.queue_s
         call.timings.infer_s = entry.timings.infer_s
         if entry.result is None:
@@ -140,10 +140,13 @@ class Pipeline:
         started = self._clock()
         probabilities = entry.result.get("probabilities")
         if probabilities is not None and not np.isfinite(probabilities).all():
-            log.error("model %s version %s: probabilities that are not finite", *call.model or ("", ""))
+            log.error("model %s version %s: probabilities that are not finite", *model.key, extra=call_fields(call))
             call.fail(Internal("the model's probabilities for this picture are not finite"))
             return
         message = finish(entry.result)
+        if probabilities is not None:
+            call.confidences = drift.confidences(probabilities)
+        call.entropies = drift.entropies(model.files.card.sites, entry.result)
         call.timings.postprocess_s = self._clock() - started
         call.reply(message)
 
@@ -156,7 +159,7 @@ def guarded(call: Call, step: Callable[..., None], *args: object) -> None:
         if call.code is None:
             call.fail(error)
     except Exception:
-        log.exception("%s failed", call.method)
+        log.exception("%s failed", call.method, extra=call_fields(call))
         if call.code is None:
             call.fail(Internal("internal error"))
 

@@ -79,6 +79,16 @@ class Scheduler:
         return self._queue.rows
 
     @property
+    def queued_requests(self) -> int:
+        """Entries of which an image waits for a worker."""
+        return self._queue.entries
+
+    @property
+    def queued_clients(self) -> int:
+        """Clients that have an image waiting; one that waits in two priority classes counts in both."""
+        return self._queue.clients
+
+    @property
     def levels(self) -> int:
         """Priority classes."""
         return self._queue.policy.levels
@@ -182,6 +192,7 @@ class Scheduler:
             self._quiet.notify_all()
 
     def _run(self, backend: Backend, batch: Batch[Entry]) -> None:
+        self._listener.batch_started(self.model, batch.rows, self._queue.rows)
         started = self._clock()
         outputs: Outputs | None = None
         try:

@@ -28,6 +28,7 @@ from attnserve.http_server import HttpServer
 from attnserve.keeper import Keeper, Post
 from attnserve.listeners import Listeners
 from attnserve.loading import Loader
+from attnserve.logs import CallLog
 from attnserve.metrics import Metrics
 from attnserve.models import Models
 from attnserve.pipeline import Pipeline
@@ -48,9 +49,9 @@ class Server:
         self._config = config
         self._ready = False
         self._transport: GrpcioTransport | None = None
-        self._metrics = Metrics()
         self._statistics = Statistics()
-        self._listeners = Listeners(self._metrics, self._statistics)
+        self._metrics = Metrics(self._statistics)
+        self._listeners = Listeners(self._metrics, self._statistics, CallLog())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
@@ -77,6 +78,7 @@ class Server:
         await loading
         decode_pool = self._decode_pool()
         transport = self._transport = self._make_transport(models, control, decode_pool)
+        self._metrics.watch_inflight(lambda: transport.open_calls)
         port = await transport.start(host, port)
         await transport.set_serving()
         self._set_ready(True)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from attnserve.contract import Call, ModelKey
 from attnserve.inference import grpc_service_pb2 as pb
+
+FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+"""Triton's: refused or dropped before it ran, given up by the caller, the engine's fault, anything else."""
+
+_REASON_OF_CODE = {
+    "RESOURCE_EXHAUSTED": "REJECTED",
+    "DEADLINE_EXCEEDED": "REJECTED",
+    "UNAVAILABLE": "REJECTED",
+    "CANCELLED": "CANCELED",
+    "INTERNAL": "BACKEND",
+}
 
 
 class Statistics:
@@ -19,6 +30,7 @@ class Statistics:
         self._batches: dict[ModelKey, dict[int, pb.StatisticDuration]] = defaultdict(
             lambda: defaultdict(pb.StatisticDuration)
         )
+        self._failures: dict[ModelKey, Counter[str]] = defaultdict(Counter)
 
     def message(self, model: ModelKey) -> pb.ModelStatistics:
         """A copy of the model version's counts, batch sizes in ascending order."""
@@ -28,6 +40,15 @@ class Statistics:
             for size, infer in sorted(self._batches[model].items()):
                 answer.batch_stats.add(batch_size=size).compute_infer.CopyFrom(infer)
             return answer
+
+    def failures(self, model: ModelKey) -> dict[str, int]:
+        """Failed requests by each of the `FAILURE_REASONS`; they add up to the message's `fail.count`."""
+        with self._lock:
+            counted = self._failures[model]
+            return {reason: counted[reason] for reason in FAILURE_REASONS}
+
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
+        """Nothing: a batch is counted when it has run."""
 
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""
@@ -48,6 +69,7 @@ class Statistics:
             stats = total.inference_stats
             if call.code != "OK":
                 _add(stats.fail, call.total_s)
+                self._failures[call.model][_REASON_OF_CODE.get(call.code or "", "OTHER")] += 1
                 return
             total.last_inference = time.time_ns() // 1_000_000
             total.inference_count += call.images

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from attnserve import triton_metrics
 from attnserve.cli import build_parser
 from attnserve.config import ServeConfig, shown
+from attnserve.distribution import Distribution
 from attnserve.metrics import Metrics
+from attnserve.statistics import Statistics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -37,8 +40,12 @@ def test_every_option_is_documented_with_its_default_and_meaning():
 def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
     documented = {row[0]: row[1:] for row in table("Metrics")}
     found = {}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "_labelnames"):
+    for name, kind, text, labels in triton_metrics.DESCRIBED:
+        found[name] = [kind, ", ".join(labels), text]
+    for metric in vars(Metrics(Statistics())).values():
+        if isinstance(metric, Distribution):
+            found[metric.name] = ["histogram", ", ".join(metric.labelnames), metric.documentation]
+        elif hasattr(metric, "_labelnames"):
             suffix = "_total" if metric._type == "counter" else ""
             labels = ", ".join(metric._labelnames)
             found[metric._name + suffix] = [metric._type, labels, metric._documentation]

@@ -43,9 +43,13 @@ class Ears:
     """A listener that remembers."""
 
     def __init__(self) -> None:
+        self.started: list[tuple[ModelKey, int, int]] = []
         self.batches: list[tuple[ModelKey, int, float]] = []
         self.drops: list[tuple[ModelKey, str, int]] = []
         self.calls: list[Call] = []
+
+    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
+        self.started.append((model, rows, waiting))
 
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         self.batches.append((model, rows, infer_s))

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from attnserve.errors import ConfigError
 from attnserve.http_server import HttpServer
 from attnserve.metrics import Metrics
+from attnserve.statistics import Statistics
 
 PATIENCE_S = 10
 
@@ -42,7 +43,7 @@ def serving(registry=None, ready=None, host: str = "127.0.0.1") -> Iterator[Http
 @pytest.fixture(scope="module")
 def server() -> Iterator[HttpServer]:
     """One server for all tests that leave it as they found it; not ready, with the metrics of an idle server."""
-    with serving(Metrics().registry) as shared:
+    with serving(Metrics(Statistics()).registry) as shared:
         yield shared
 
 
@@ -55,7 +56,7 @@ def request(server: HttpServer, path: str, method: str = "GET", host: str = "127
 
 
 def test_metrics_are_what_prometheus_parses():
-    metrics = Metrics()
+    metrics = Metrics(Statistics())
     metrics.dropped(("net", "1"), "expired", 3)
     with serving(metrics.registry) as server:
         status, content_type, body = request(server, "/metrics")

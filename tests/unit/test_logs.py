@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from attnserve.logs import JsonFormatter, configure
+from attnserve.contract import ModelKey
+from attnserve.correlation import Trace
+from attnserve.errors import Internal, InvalidArgument
+from attnserve.logs import CallLog, JsonFormatter, call_fields, configure
 
 
 def record(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None):
@@ -96,3 +99,52 @@ def test_configuring_again_replaces_and_does_not_double(root, capsys):
     assert len(root.handlers) == 1
     assert root.handlers[0].stream is sys.stderr
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.fixture
+def answer(ask):
+    def run(error=None, **fields) -> None:
+        asked = ask(listener=CallLog(), **{"request_id": "order-7", **fields})
+        asked.call.model, asked.call.images = ModelKey("net", "1"), 3
+        asked.call.fail(error) if error else asked.call.reply("message")
+
+    return run
+
+
+@pytest.mark.usefixtures("root")
+def test_our_own_failures_are_logged_with_the_request_id(answer, capsys):
+    configure("error", "text")
+    answer()
+    answer(InvalidArgument("no"))
+    answer(Internal("ours"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Classify" in line
+    assert "model net version 1, 3 images: INTERNAL in 0.0 ms" in line
+    assert line.endswith(" request_id=order-7")
+
+
+@pytest.mark.usefixtures("root")
+def test_in_json_the_ids_are_fields_and_at_debug_level_every_answer_is_an_event(answer, capsys):
+    configure("debug", "json")
+    answer()
+    answer(InvalidArgument("no"), trace=Trace("ab" * 16, "cd" * 8, True))
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["level"], first["request_id"]) == ("debug", "order-7")
+    assert "trace_id" not in first
+    assert (second["request_id"], second["trace_id"]) == ("order-7", "ab" * 16)
+    assert "INVALID_ARGUMENT" in second["message"]
+
+
+@pytest.mark.usefixtures("root")
+def test_a_line_about_no_call_has_no_ids_and_one_with_a_traceback_has_them_on_its_first_line(ask, capsys):
+    configure("info", "text")
+    log = logging.getLogger("attnserve.test")
+    log.info("ready")
+    try:
+        raise RuntimeError("device lost")
+    except RuntimeError:
+        log.exception("failed", extra=call_fields(ask(request_id="order-7").call))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("ready")
+    assert lines[1].endswith("failed request_id=order-7")
+    assert lines[-1] == "RuntimeError: device lost"

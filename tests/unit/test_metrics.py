@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from attnserve.contract import ModelKey, Timings
-from attnserve.errors import InvalidArgument, Overloaded
+from attnserve.correlation import trace_of
+from attnserve.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from attnserve.metrics import Metrics
+from attnserve.statistics import Statistics
 
 NET = ModelKey("net", "1")
 MODEL = {"model": "net", "version": "1"}
 
 
 @pytest.fixture
-def metrics():
-    return Metrics()
+def statistics():
+    return Statistics()
+
+
+@pytest.fixture
+def metrics(statistics):
+    return Metrics(statistics)
 
 
 @pytest.fixture
@@ -28,9 +38,11 @@ def sample(metrics):
 
 @pytest.fixture
 def finish(metrics, ask, clock):
-    def run(model=NET, images=1, seconds=0.0, error=None, **timings) -> None:
+    def run(model=NET, images=1, seconds=0.0, error=None, call=(), **timings) -> None:
         asked = ask(listener=metrics)
         asked.call.model, asked.call.images, asked.call.timings = model, images, Timings(**timings)
+        for field, value in dict(call).items():
+            setattr(asked.call, field, value)
         clock.advance(seconds)
         asked.call.fail(error) if error else asked.call.reply("message")
 
@@ -64,6 +76,94 @@ def test_durations_are_of_answered_requests_only(finish, sample):
     for stage, seconds in [("decode", 0.1), ("queue", 0.02), ("infer", 0.15), ("postprocess", 0.03)]:
         assert sample("attnserve_stage_duration_seconds_sum", stage=stage, **MODEL) == pytest.approx(seconds)
         assert sample("attnserve_stage_duration_seconds_count", stage=stage, **MODEL) == 1
+
+
+def test_a_stage_that_did_not_happen_is_not_observed(finish, sample):
+    finish(queue_s=0.5, infer_s=0.5)
+    name = "attnserve_stage_duration_seconds_count"
+    assert [sample(name, stage=stage, **MODEL) for stage in ("decode", "queue", "infer")] == [None, 1, 1]
+
+
+def test_an_answer_after_the_deadline_is_late_and_a_request_given_up_for_it_is_expired(finish, sample, clock):
+    finish(seconds=1, call={"deadline": clock.now + 1})
+    finish(seconds=1.5, call={"deadline": clock.now + 1})
+    finish(seconds=2, error=DeadlineExceeded("late"), call={"deadline": clock.now + 1})
+    finish(seconds=2, error=InvalidArgument("no"), call={"deadline": clock.now + 1})
+    name = "attnserve_deadline_misses_total"
+    assert [sample(name, outcome=outcome, **MODEL) for outcome in ("late", "expired")] == [1, 1]
+
+
+def test_images_count_by_priority_class_and_what_came_of_them(finish, sample):
+    finish(images=3, call={"level": 1})
+    finish(images=2, call={"level": 2})
+    finish(images=4, call={"level": 2}, error=Overloaded("full"))
+    finish(images=5, call={"level": 2}, error=DeadlineExceeded("late"))
+    name = "attnserve_priority_images_total"
+    found = [
+        sample(name, level=level, outcome=outcome, **MODEL)
+        for level, outcome in [("1", "served"), ("2", "served"), ("2", "refused"), ("2", "expired"), ("1", "refused")]
+    ]
+    assert found == [3, 2, 4, 5, None]
+
+
+def test_a_priority_that_the_caller_made_up_is_no_label(finish, metrics):
+    finish(call={"level": 4_000_000_000}, error=InvalidArgument("priority"))
+    assert b"4000000000" not in generate_latest(metrics.registry)
+
+
+def test_no_client_is_a_label(finish, metrics):
+    finish(call={"client": "somebody"})
+    finish(call={"client": "somebody"}, error=Overloaded("full"))
+    assert b"somebody" not in generate_latest(metrics.registry)
+
+
+def test_confidences_and_entropies_are_distributed_in_bulk(finish, sample):
+    confidences, entropies = np.float32([0.25, 0.5, 0.97, 1.0]), np.float32([0.75, 0.999])
+    finish(images=4, call={"confidences": confidences, "entropies": {"layer1.cbam": entropies}})
+    finish(images=1, call={"confidences": np.float32([0.05])})
+    name = "attnserve_top1_confidence"
+    below = [
+        sample(f"{name}_bucket", le=le, **MODEL) for le in ("0.1", "0.2", "0.3", "0.5", "0.95", "0.99", "1.0", "+Inf")
+    ]
+    assert below == [1, 1, 2, 3, 3, 4, 5, 5]
+    assert sample(f"{name}_count", **MODEL) == 5
+    assert sample(f"{name}_sum", **MODEL) == pytest.approx(2.77)
+    name = "attnserve_attention_entropy"
+    assert sample(f"{name}_count", site="layer1.cbam", **MODEL) == 2
+    assert sample(f"{name}_bucket", le="0.8", site="layer1.cbam", **MODEL) == 1
+
+
+def test_what_an_answer_does_not_hold_is_not_distributed(finish, metrics):
+    finish()
+    page = generate_latest(metrics.registry)
+    assert b"attnserve_top1_confidence_count" not in page
+    assert b"attnserve_attention_entropy_count" not in page
+
+
+def test_the_depth_of_the_queue_is_noted_with_every_batch(metrics, sample):
+    for waiting in (0, 0, 3):
+        metrics.batch_started(NET, 8, waiting)
+    name = "attnserve_queue_depth_images"
+    assert [sample(f"{name}_bucket", le=le, **MODEL) for le in ("0.0", "2.0", "4.0")] == [2, 2, 3]
+    assert sample(f"{name}_sum", **MODEL) == 3
+
+
+def test_requests_in_flight_are_read_at_each_scrape(metrics, sample):
+    metrics.watch_inflight(lambda: 7)
+    assert sample("attnserve_inflight_requests") == 7
+
+
+@pytest.mark.parametrize(("flags", "exemplars"), [("01", 1), ("00", 0)])
+def test_a_sampled_trace_is_the_duration_s_exemplar(finish, metrics, flags, exemplars):
+    finish(seconds=0.3, call={"trace": trace_of(f"00-{'ab' * 16}-{'cd' * 8}-{flags}")})
+    page = openmetrics.generate_latest(metrics.registry).decode()
+    found = [
+        (sample.labels["le"], sample.exemplar.labels, sample.exemplar.value)
+        for family in parse_openmetrics(page)
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert found == [("0.5", {"trace_id": "ab" * 16}, pytest.approx(0.3))] * exemplars
 
 
 def test_batches_count_by_size_and_time(metrics, sample):
@@ -102,23 +202,28 @@ def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
     assert sample("attnserve_queued_images", **MODEL) == 0
     model.scheduler.submit(new_entry(1))
     puppet.next()
-    model.scheduler.submit(new_entry(2, 3))
-    assert sample("attnserve_queued_images", **MODEL) == 2
+    model.scheduler.submit(new_entry(2, 3, client="a"))
+    model.scheduler.submit(new_entry(4, client="b"))
+    model.scheduler.submit(new_entry(5, client="a"))
+    assert sample("attnserve_queued_images", **MODEL) == 4
+    assert sample("attnserve_queued_clients", **MODEL) == 2
+    assert sample("nv_inference_pending_request_count", **MODEL) == 3
 
 
 def test_a_kept_model_is_served_no_longer_but_still_takes_memory_and_one_that_is_gone_leaves_nothing(
     metrics, sample, new_model, puppet
 ):
     model = dataclasses.replace(new_model(puppet), memory_bytes=700)
-    names = ("attnserve_model_memory_bytes", "attnserve_model_load_seconds", "attnserve_queued_images")
+    names = ("attnserve_model_memory_bytes", "attnserve_model_load_seconds", "attnserve_queued_images",
+             "attnserve_queued_clients", "nv_inference_count")  # fmt: skip
     metrics.model_loaded(model)
     metrics.model_gone(model, kept=True)
-    assert [sample(name, **MODEL) for name in names] == [700, 1.5, None]
+    assert [sample(name, **MODEL) for name in names] == [700, 1.5, None, None, None]
     metrics.model_gone(model, kept=False)
-    assert [sample(name, **MODEL) for name in names] == [None, None, None]
+    assert [sample(name, **MODEL) for name in names] == [None] * 5
     assert b"attnserve_model_info{" not in generate_latest(metrics.registry)
     metrics.model_loaded(model)
-    assert [sample(name, **MODEL) for name in names] == [700, 1.5, 0]
+    assert [sample(name, **MODEL) for name in names] == [700, 1.5, 0, 0, 0]
 
 
 def test_failed_loads_count_by_version(metrics, sample):
@@ -140,7 +245,7 @@ def test_readiness_and_build_are_shown(metrics, sample):
 
 def test_two_servers_in_one_process_do_not_share_counters(metrics, sample):
     metrics.dropped(NET, "expired", 1)
-    Metrics().dropped(NET, "expired", 5)
+    Metrics(Statistics()).dropped(NET, "expired", 5)
     assert sample("attnserve_dropped_images_total", reason="expired", **MODEL) == 1
 
 
@@ -152,4 +257,4 @@ def test_the_process_and_the_garbage_collector_are_watched_too(metrics):
 def test_every_metric_of_ours_has_our_prefix_and_a_help_text(metrics):
     for family in metrics.registry.collect():
         assert family.documentation
-        assert family.name.startswith(("attnserve_", "process_", "python_"))
+        assert family.name.startswith(("attnserve_", "nv_inference_", "process_", "python_"))

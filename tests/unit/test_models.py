@@ -113,6 +113,15 @@ def test_a_borrowed_model_is_closed_when_the_last_call_is_answered(models, versi
         model.scheduler.submit(new_entry(1))
 
 
+def test_a_call_counts_as_the_model_s_as_soon_as_it_has_borrowed_it(models, version, ask):
+    models.put("net", Shelf({"1": version("1")}, {"1": READY}))
+    found, lost = ask(), ask()
+    models.borrow("net", "", found.call)
+    with pytest.raises(NotFound):
+        models.borrow("no-such-model", "", lost.call)
+    assert (found.call.model, lost.call.model) == (("net", "1"), None)
+
+
 def test_who_borrows_gets_the_successor_of_a_model_that_is_being_closed(models, version, ask):
     old, new = version("1"), version("1")
     models.put("net", Shelf({"1": old}, {"1": READY}))

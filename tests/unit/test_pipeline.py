@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from attnserve.admission import Admission
+from attnserve.card import Site
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
 from attnserve.errors import (
@@ -75,7 +76,7 @@ def test_views_are_run_as_they_are_and_the_reply_is_what_finish_makes_of_the_res
     assert asked.message == [7, 8]
     assert admission.images == 0
     assert ears.calls == [asked.call]
-    assert (asked.call.model, asked.call.images, asked.call.code) == (("net", "1"), 2, "OK")
+    assert (asked.call.images, asked.call.code) == (2, "OK")
 
 
 def test_pictures_are_decoded_run_and_handed_to_finish_in_order(pipeline, model, puppet, ask, mailbox, admission):
@@ -117,6 +118,33 @@ def test_the_timings_tell_where_the_seconds_went(pipeline, model, puppet, ask, m
     timings = asked.call.timings
     assert (timings.decode_s, timings.queue_s, timings.infer_s, timings.postprocess_s) == (1, 0, 2, 4)
     assert asked.call.total_s == 7
+
+
+def test_an_answer_tells_how_sure_it_is_and_of_the_maps_that_it_holds_how_even(
+    pipeline, new_model, puppet, ask, mailbox, ears
+):
+    site = Site("layer1", "cbam", 4, 2, 2, 1, None, "map")
+    other = Site("layer2", "cbam", 4, 2, 2, 1, None, "other map")
+    model = new_model(puppet, sites=(site, other))
+    asked = ask()
+    pipeline.run_images(model, views(7, 8), ["probabilities", "map"], asked.call, lambda _: "message")
+    maps = np.float32([[[1, 1], [1, 1]], [[1, 0], [0, 0]]])
+    puppet.next().finish({"probabilities": np.float32([[0.25, 0.75], [0.5, 0.5]]), "map": maps})
+    mailbox.open()
+    (heard,) = ears.calls
+    assert heard.confidences.tolist() == [0.75, 0.5]
+    assert list(heard.entropies) == ["layer1"]
+    assert heard.entropies["layer1"].tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_nothing_is_computed_of_what_was_not_asked_for(pipeline, new_model, puppet, ask, mailbox, ears):
+    model = new_model(puppet, sites=(Site("layer1", "cbam", 4, 2, 2, 1, None, "map"),))
+    pipeline.run_images(model, views(7), ["logits"], ask().call, lambda _: "message")
+    run = puppet.next()
+    run.finish()
+    mailbox.open()
+    assert run.outputs == ["logits"]
+    assert (ears.calls[0].confidences, ears.calls[0].entropies) == (None, {})
 
 
 def test_one_bad_picture_fails_the_call_and_nothing_is_run(pipeline, model, puppet, ask, mailbox, admission):

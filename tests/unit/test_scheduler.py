@@ -84,6 +84,21 @@ def test_a_batch_computes_every_output_that_is_wanted_and_gives_each_entry_its_o
     assert set(curious.result) == {"logits", "probabilities"}
 
 
+def test_the_listener_hears_how_many_images_a_batch_left_waiting(start_scheduler, new_entry, puppet, ears):
+    scheduler = start_scheduler(puppet, max_batch_size=2)
+    scheduler.submit(new_entry(0))
+    first = puppet.next()
+    scheduler.submit(new_entry(1, 2, 3))
+    scheduler.submit(new_entry(4, 5))
+    assert (scheduler.queued_images, scheduler.queued_requests, scheduler.queued_clients) == (5, 2, 1)
+    first.finish()
+    puppet.next().finish()
+    puppet.next().finish()
+    puppet.next()
+    assert [(rows, waiting) for _, rows, waiting in ears.started] == [(1, 0), (2, 3), (2, 1), (1, 0)]
+    assert (scheduler.queued_requests, scheduler.queued_clients) == (0, 0)
+
+
 def test_a_finished_batch_wakes_each_inbox_once(start_scheduler, new_entry, puppet, mailbox, new_mailbox, answered):
     other = new_mailbox()
     scheduler = start_scheduler(puppet)
@@ -659,6 +674,7 @@ def test_one_image_alone_equals_the_same_image_in_any_batch(entries, max_batch_s
             return {name: computed[name] for name in outputs}
 
     class Deaf:
+        def batch_started(self, *_) -> None: ...
         def batch_finished(self, *_) -> None: ...
         def dropped(self, *_) -> None: ...
         def call_finished(self, *_) -> None: ...

@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
+from attnserve.correlation import REQUEST_ID, RequestIds
 from attnserve.errors import AttnserveError, ConfigError, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.pipeline import guarded
@@ -63,6 +64,7 @@ class GrpcioTransport:
         self._listener = listener
         self._clock = clock
         self._inbox = LoopInbox(asyncio.get_running_loop())
+        self._request_ids = RequestIds()
         self._open_calls = 0
         self._begun_calls = 0
         self._quiet = asyncio.Event()
@@ -74,6 +76,11 @@ class GrpcioTransport:
         self._health = _Health()
         self._server = grpc.aio.server(options=server_options(max_request_bytes))
         self._add_methods(methods)
+
+    @property
+    def open_calls(self) -> int:
+        """Requests begun and not yet answered; any thread may read it."""
+        return self._open_calls
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port bound. Raises `ConfigError` where the address cannot be had."""
@@ -178,7 +185,7 @@ class GrpcioTransport:
             call.cancel()
             raise
         except AttnserveError as error:
-            await _abort(context, error)
+            await _abort(context, error, call.request_id)
 
     async def _stream(
         self, method: Method, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
@@ -229,14 +236,18 @@ class GrpcioTransport:
         """Start one request; the future gets its answer, and the drain waits for it."""
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         remaining_s = context.time_remaining()
+        metadata = context.invocation_metadata() or ()
+        request_id, trace = self._request_ids.of(metadata)
         call = Call(
             method.name,
             deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
-            client=_client_of(context),
+            client=_client_of(metadata) or str(context.peer()),
             inbox=self._inbox,
             listener=self._listener,
             clock=self._clock,
             answer=lambda message, error: self._end(answered, message, error),
+            request_id=request_id,
+            trace=trace,
         )
         self._open_calls += 1
         self._begun_calls += 1
@@ -257,12 +268,12 @@ class GrpcioTransport:
             answered.set_result(message)
 
 
-def _client_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Who asks: what the caller calls itself, else its connection."""
-    for key, value in context.invocation_metadata() or ():
+def _client_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """What the caller calls itself; empty where it does not."""
+    for key, value in metadata:
         if key == CLIENT_ID and isinstance(value, str):
             return value[:_LONGEST_CLIENT_ID]
-    return str(context.peer())
+    return ""
 
 
 def check_free(host: str, port: int) -> None:
@@ -301,14 +312,15 @@ class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
             asyncio.get_running_loop().call_later(0.05, watch.cancel)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError) -> None:
-    """End the call with the error's status; with RetryInfo where trying again makes sense."""
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError, request_id: str = "") -> None:
+    """End the call with the error's status and the request's id; with RetryInfo where trying again makes sense."""
     code = grpc.StatusCode[error.status]
     message = str(error)[:_LONGEST_MESSAGE]
-    if error.retry_after_s is None:
-        await context.abort(code, message)
-    retry = duration_pb2.Duration()
-    retry.FromNanoseconds(int((error.retry_after_s or 0) * 1e9))
-    status = status_pb2.Status(code=code.value[0], message=message)
-    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
-    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, request_id)] if request_id else []
+    if error.retry_after_s is not None:
+        retry = duration_pb2.Duration()
+        retry.FromNanoseconds(int(error.retry_after_s * 1e9))
+        status = status_pb2.Status(code=code.value[0], message=message)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
+        trailing.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(code, message, tuple(trailing))
