@@ -145,7 +145,7 @@ class Metrics:
         )
         self.entropy = Distribution(
             "attnserve_attention_entropy",
-            "Normalised entropy of a spatial map (0 one position, 1 even), per image and site that was asked for.",
+            "Normalised entropy of a spatial map (0 one position, 1 even), by site asked for, 8 images of an answer.",
             (*_MODEL, "site"),
             bounds=ENTROPIES,
             registry=self.registry,

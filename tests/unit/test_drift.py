@@ -75,6 +75,13 @@ def test_only_maps_that_were_asked_for_are_looked_at():
     assert list(drift.entropies(sites, {**outputs, "attention/b/spatial": np.ones((1, 2, 2), np.float32)})) == ["b"]
 
 
+def test_of_a_large_answer_the_first_pictures_are_the_sample():
+    maps = np.ones((drift.MOST_PICTURES + 1, 2, 2), np.float32)
+    maps[drift.MOST_PICTURES - 1, 0] = 0
+    (values,) = drift.entropies([site("a", 2, 2)], {"attention/a/spatial": maps}).values()
+    assert values.tolist() == pytest.approx([1] * (drift.MOST_PICTURES - 1) + [0.5], abs=1e-6)
+
+
 def test_a_site_of_one_position_has_no_entropy():
     assert drift.entropies([site("a", 1, 1)], {"attention/a/spatial": np.ones((3, 1, 1), np.float32)}) == {}
 
