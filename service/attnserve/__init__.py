@@ -10,7 +10,7 @@ Two halves share one contract, the model repository. Reading order:
 * One way through: `admission`, `decode`, `decode_pool`, `postprocess`, and `pipeline`, which joins them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
-  `logs` (by the names of `correlation`). The whole: `config`, `cores`, `server`.
+  `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `server`.
 * For users: `client`, `render`, `cli` and `commands`.
 * `export`: the only door to torch. `v1` and `inference`: generated from protos/.
 """

@@ -65,6 +65,9 @@ class ServeConfig:
     drain_timeout_s: float = _option(30.0, "on SIGTERM, most seconds spent on finishing accepted calls")
     exit_on_error: bool = _option(True, "stop at start when a model cannot be loaded, instead of serving the others")
     log_level: str = _option("info", "least severity that is logged", ("debug", "info", "warning", "error"))
+    otel_endpoint: str = _option(
+        "", "OTLP collector of traces (gRPC), http://HOST:4317 or https://HOST:4317; empty: none; needs the extra otel"
+    )
     log_format: str = _option("text", "one line of text or one JSON object per event", ("text", "json"))
 
     def __post_init__(self) -> None:
@@ -83,6 +86,10 @@ class ServeConfig:
                      "max_pending_images", "max_pending_bytes", "default_timeout_s", "repository_poll_s"):  # fmt: skip
             if not getattr(self, name):
                 raise ConfigError(f"{name} must be positive")
+        if self.otel_endpoint and not re.fullmatch(r"https?://[^/\s]+", self.otel_endpoint):
+            raise ConfigError(
+                f"otel_endpoint must be http://HOST:PORT or https://HOST:PORT, got {self.otel_endpoint!r}"
+            )
         if self.load_models and self.model_control_mode != "explicit":
             raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
 

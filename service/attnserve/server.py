@@ -11,14 +11,16 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, joined_address, split_address
+from attnserve.contract import Listener
 from attnserve.control import ModelControl
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
+from attnserve.errors import ConfigError
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.model_repository import ModelRepositoryHandlers
@@ -34,6 +36,9 @@ from attnserve.models import Models
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
+
+if TYPE_CHECKING:
+    from attnserve.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +56,9 @@ class Server:
         self._transport: GrpcioTransport | None = None
         self._statistics = Statistics()
         self._metrics = Metrics(self._statistics)
-        self._listeners = Listeners(self._metrics, self._statistics, CallLog())
+        self._tracing = _tracing_to(config.otel_endpoint)
+        listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
+        self._listeners = Listeners(*listeners)
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
@@ -89,6 +96,8 @@ class Server:
         ended = control.close()
         decode_pool.close()
         self._http.close()
+        for tracing in self._tracing:
+            await asyncio.to_thread(tracing.close)
         log.info("stopped")
         if not (in_time and ended):  # a thread is deep in one picture or loads a model, and would be waited for
             _exit_now(0)
@@ -165,6 +174,17 @@ class Server:
             asyncio.get_running_loop().run_in_executor(None, control.close_models)
 
         return await transport.drain(self._config.drain_timeout_s, fail_rest)
+
+
+def _tracing_to(endpoint: str) -> list[Tracing]:
+    """One listener, or none without an endpoint; raises `ConfigError` where OpenTelemetry is not installed."""
+    if not endpoint:
+        return []
+    try:
+        from attnserve.tracing import to_collector  # an optional dependency, and nobody else should pay for it
+    except ImportError as error:
+        raise ConfigError(f"otel_endpoint needs the extra otel: pip install 'attnserve[otel]' ({error})") from error
+    return [to_collector(endpoint)]
 
 
 def _stop_on_signals() -> asyncio.Event:

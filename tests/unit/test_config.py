@@ -57,6 +57,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "grpc_address": "127.0.0.1:1",
         "http_address": "127.0.0.1:2",
         "provider": "cuda",
+        "otel_endpoint": "https://collector:4317",
         "log_level": "error",
         "log_format": "json",
         "model_control_mode": "poll",
@@ -170,6 +171,10 @@ POSITIVE = [
         ({"http_address": "localhost:65536"}, "http_address must be HOST:PORT, got 'localhost:65536'"),
         ({"provider": "tpu"}, "provider must be one of auto, cpu, cuda, got 'tpu'"),
         ({"log_level": "loud"}, "log_level must be one of debug, info, warning, error, got 'loud'"),
+        (
+            {"otel_endpoint": "host:4317"},
+            "otel_endpoint must be http://HOST:PORT or https://HOST:PORT, got 'host:4317'",
+        ),
         ({"log_format": "xml"}, "log_format must be one of text, json, got 'xml'"),
         ({"workers": -1}, "workers must not be negative, got -1"),
         ({"drain_timeout_s": -0.5}, "drain_timeout_s must not be negative, got -0.5"),

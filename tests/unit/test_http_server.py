@@ -78,6 +78,12 @@ def test_metrics_are_openmetrics_for_those_who_ask():
     assert family.name == "pictures"
 
 
+def test_triton_s_counters_are_counters_in_plain_text_and_unknown_where_their_names_could_not_be_counters(server):
+    openmetrics = request(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")[2]
+    assert b"\n# TYPE nv_inference_count counter\n" in request(server, "/metrics")[2]
+    assert b"\n# TYPE nv_inference_count unknown\n" in openmetrics
+
+
 def test_each_scrape_is_fresh():
     registry = CollectorRegistry()
     counter = Counter("pictures_total", "Pictures.", registry=registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -56,8 +57,9 @@ class Terms:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Sent with every call."""
-        return () if self.client_id is None else (("x-client-id", self.client_id),)
+        """Sent with a call that begins now: who calls, and the OpenTelemetry span that is active, if there is one."""
+        name = () if self.client_id is None else (("x-client-id", self.client_id),)
+        return (*name, *_traceparent())
 
     def timeout_of(self, timeout_s: float | None) -> float:
         """Seconds for one call, which may bring its own; where its time is up already, gRPC refuses it."""
@@ -70,6 +72,17 @@ class Terms:
     def attempts(self, timeout_s: float | None, now: float, random: Callable[[], float]) -> Attempts:
         """The attempts of a call that begins now."""
         return Attempts(self.retry, now + self.timeout_of(timeout_s), random)
+
+
+def _traceparent() -> tuple[tuple[str, str], ...]:
+    """The active span in the form of W3C Trace Context. A program that has spans has imported OpenTelemetry itself."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return ()
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ()
+    return (("traceparent", f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"),)
 
 
 def with_port(target: str) -> str:
