@@ -19,7 +19,6 @@ import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from attnserve.config import joined_address
@@ -28,6 +27,7 @@ from attnserve.correlation import REQUEST_ID, RequestIds
 from attnserve.errors import AttnserveError, ConfigError, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.pipeline import guarded
+from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import server_options
 from attnserve.transport.stream_window import Begun, StreamWindow
@@ -73,7 +73,7 @@ class GrpcioTransport:
         self._readers: set[asyncio.Task[None]] = set()
         self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
         self._health_services = ["", *health_services]
-        self._health = _Health()
+        self._health = Health()
         self._server = grpc.aio.server(options=server_options(max_request_bytes))
         self._add_methods(methods)
 
@@ -287,29 +287,6 @@ def check_free(host: str, port: int) -> None:
             probe.listen()
     except OSError as error:
         raise ConfigError(f"cannot listen for gRPC on {joined_address(host, port)}: {error}") from error
-
-
-class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """grpc.health.v1 whose watchers can be sent away, so that they do not hold up a drain."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watches: set[asyncio.Future[None]] = set()
-
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the RPC's name
-        """Stream status changes until the client leaves or `end_watches`."""
-        watch = asyncio.ensure_future(super().Watch(request, context))
-        self._watches.add(watch)
-        try:
-            await asyncio.wait([watch])
-        finally:
-            self._watches.discard(watch)
-            watch.cancel()
-
-    def end_watches(self) -> None:
-        """End every Watch call, after its watcher had a turn to hear the last status."""
-        for watch in self._watches:
-            asyncio.get_running_loop().call_later(0.05, watch.cancel)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError, request_id: str = "") -> None:
