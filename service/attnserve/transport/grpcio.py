@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -164,10 +164,8 @@ class GrpcioTransport:
         async def stream(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async with contextlib.aclosing(self._stream(method, requests, context)) as messages:
                 async for message in messages:
-                    try:
+                    with _caller_may_be_gone():
                         await context.write(message)
-                    except grpc.aio.InternalError:  # how gRPC says that the caller is gone, and what it keeps quiet
-                        raise asyncio.CancelledError from None
 
         codecs = {
             "request_deserializer": method.request.FromString,
@@ -289,6 +287,15 @@ def check_free(host: str, port: int) -> None:
         raise ConfigError(f"cannot listen for gRPC on {joined_address(host, port)}: {error}") from error
 
 
+@contextlib.contextmanager
+def _caller_may_be_gone() -> Iterator[None]:
+    """Turn how gRPC says that the caller is gone, which it would log with a traceback, into what it keeps quiet."""
+    try:
+        yield
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+
+
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError, request_id: str = "") -> None:
     """End the call with the error's status and the request's id; with RetryInfo where trying again makes sense."""
     code = grpc.StatusCode[error.status]
@@ -300,4 +307,5 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveEr
         status = status_pb2.Status(code=code.value[0], message=message)
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
         trailing.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, message, tuple(trailing))
+    with _caller_may_be_gone():
+        await context.abort(code, message, tuple(trailing))
