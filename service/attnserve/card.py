@@ -87,6 +87,42 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """A graph that explains a class by one layer: a class and the layer's features, or pictures, to maps.
+
+    The maps are those of the class's logit, so the temperature of the probabilities does not change them.
+
+    Attributes:
+        layer: `last`, the map before the pool, whose graph takes the model's output `features`; else `layer1` to
+            `layer4` (a stage's output) or the name of an attention site (its output), whose graph takes the pictures.
+        file: Path of the ONNX file within the version's folder; float32 whatever the model's precision is.
+        stride: Pixels of the model's view per position.
+        height, width: Shape of a map.
+        channels: Of the layer's features, (N, channels, height, width).
+        methods: The graph's outputs, each (N, height, width) float32, at least 0, not normalised.
+        parity: Per method, the largest |torch - onnx| as a share of the largest value before the last relu.
+    """
+
+    layer: str
+    file: str
+    stride: int
+    height: int
+    width: int
+    channels: int
+    methods: tuple[str, ...]
+    parity: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for text in (self.layer, self.file, *self.methods):
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"explain: layer, file and methods must be texts, got {text!r}")
+        for number in (self.channels, self.height, self.width, self.stride):
+            if type(number) is not int or number < 1:
+                raise ConfigError(f"explain {self.layer!r}: numbers must be whole and positive, got {number!r}")
+        object.__setattr__(self, "methods", tuple(self.methods))
+
+
+@dataclass(frozen=True)
 class Card:
     """What one model version is, where it came from, and how well it was seen to work.
 
@@ -102,6 +138,7 @@ class Card:
         quantisation: Not for fp32: accuracy beside the fp32 file's on the same pictures, share of equal answers.
         calibration: Temperature of `probabilities` (softmax of logits / temperature), the pictures it was fitted on,
             ECE and negative log-likelihood before and after; empty where the temperature is 1.
+        explain: The graphs that explain a class; none in the cards of older exports.
     """
 
     name: str
@@ -115,6 +152,7 @@ class Card:
     precision: str = "fp32"
     quantisation: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    explain: tuple[Explanation, ...] = ()
     opset: int = 20
     made_with: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -139,11 +177,14 @@ class Card:
             raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
             raw["labels"] = tuple(raw["labels"])
             raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
+            raw["explain"] = tuple(Explanation(**entry) for entry in raw.get("explain", ()))
             raw["evaluation"] = tuple(raw.get("evaluation", ()))
             card = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"card: {error}") from error
         _check_files(card.files)
+        if unlisted := [entry.file for entry in card.explain if entry.file not in card.files]:
+            raise ConfigError(f"card: files lacks {', '.join(unlisted)}, which explain names")
         return card
 
 

@@ -117,7 +117,8 @@ def test_the_card_describes_the_graph(exported: Exported) -> None:
     assert shapes["probabilities"][1:] == [len(card.labels)]
     assert max(card.parity.values()) <= 1e-5
     assert set(card.parity) == set(shapes)
-    assert card.files == {"model.onnx": sha256_of(exported.target.version_folder / "model.onnx")}
+    folder = exported.target.version_folder
+    assert card.files == {name: sha256_of(folder / name) for name in ("explain/last.onnx", "model.onnx")}
     assert card.training == {"dataset": "noise", "export_command": JOB.command}
     assert Architecture.from_dict(card.architecture) == exported.checkpoint.architecture
 
@@ -141,7 +142,7 @@ def test_the_graph_takes_uint8_pictures_in_any_number(exported: Exported) -> Non
 
 
 def test_the_file_tells_nothing_of_the_machine_that_made_it(exported: Exported) -> None:
-    data = (exported.target.version_folder / "model.onnx").read_bytes()
+    data = b"".join(path.read_bytes() for path in exported.target.version_folder.rglob("*.onnx"))
     for trace in ("site-packages", ".py", "stack_trace", "attnserve", str(Path.home()), str(Path.cwd())):
         assert trace.encode() not in data, trace
 
@@ -170,7 +171,8 @@ def test_a_version_is_replaced_only_by_force(tmp_path: Path, tiny: Checkpoint, o
     card = Card.from_json((target.version_folder / "model.json").read_text(encoding="utf-8"))
     assert card.training["export_command"] == "again"
     assert "max_batch_size: 8\n" in (target.model_folder / "config.pbtxt").read_text()
-    assert files_under(tmp_path) == ["tiny/1/model.json", "tiny/1/model.onnx", "tiny/config.pbtxt", "tiny/labels.txt"]
+    version = ["tiny/1/explain/last.onnx", "tiny/1/model.json", "tiny/1/model.onnx"]
+    assert files_under(tmp_path) == [*version, "tiny/config.pbtxt", "tiny/labels.txt"]
 
 
 def test_a_new_version_may_not_change_what_the_others_share(

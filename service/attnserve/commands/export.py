@@ -40,6 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="measure the exported model: on the test part of what it was trained on, or on all"
                         " pictures of another folder with a sub-folder per class")  # fmt: skip
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the Fashion-MNIST idx files")
+    parser.add_argument("--explain-layers", type=_names, default=(), metavar="NAMES",
+                        help="earlier layers to explain classes by (Grad-CAM), separated by commas: layer1 to layer4 or"
+                        " attention sites; each gets a file as large as the model's")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace the version where it exists")
     _add_precision_arguments(parser.add_argument_group("precision and calibration"))
     _configure_dialect(parser.add_argument_group("what the checkpoint does not say (`attnserve inspect` lists it)"))
@@ -56,6 +59,10 @@ def _configure_dialect(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic"))
     group.add_argument("--mean", type=_colour, metavar="R,G,B", help="on the scale of 0 to 1")
     group.add_argument("--std", type=_colour, metavar="R,G,B")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _colour(text: str) -> tuple[float, float, float]:
@@ -98,7 +105,15 @@ def run(args: argparse.Namespace) -> int:
         evaluate = functools.partial(evaluation, dataset=dataset, measured_with=engine, command=command)
 
     calibration, precision = _numbers(args, checkpoint)
-    job = Job(command, pictures, evaluate, held_out=held_out, calibration=calibration, precision=precision)
+    job = Job(
+        command,
+        pictures,
+        evaluate,
+        held_out=held_out,
+        calibration=calibration,
+        precision=precision,
+        explain_layers=args.explain_layers,
+    )
     card = write_entry(checkpoint, target, job)
     print(f"{target.version_folder}: {len(card.sites)} attention sites, parity {max(card.parity.values()):.1e}")
     for entry in card.evaluation:

@@ -3,8 +3,9 @@
 Reading order: `architecture` (what a network is, as data), `cbam` and `bam` (one paper each), `resnet`, `sites`,
 `checkpoint`, `dialects` (other people's checkpoints), `datasets`, `measure` (accuracy), `augment`, `training`,
 `servable` (uint8 pictures in, every output out), `rewrite` (the same, cheaper), `onnx_writer`, `parity`, `precision`,
-`calibration`, `record` (commands and versions for the card), `entry` (the files of one model version), `own` (a
-network that is no checkpoint of anybody's).
+`calibration`, `cams` (class activation maps), `tap` (a network opened in one place), `backward` (its gradient as a
+graph), `explain` (the files of the maps), `record` (commands and versions for the card), `entry` (the files of one
+model version), `own` (a network that is no checkpoint of anybody's).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def export(
     max_batch_size: int = 64,
     force: bool = False,
     pictures: NDArray[np.uint8] | None = None,
+    explain_layers: Sequence[str] = (),
 ) -> Card:
     """Write a model repository entry of a torchvision-style ResNet with our `Cbam` or `Bam` modules anywhere in it.
 
@@ -43,6 +45,8 @@ def export(
         preprocessing: How a picture becomes the model's view; normalisation goes into the graph.
         labels: One per class; "class 0" and so on where not given.
         pictures: (N, H, W, 3) uint8 real pictures on which parity is checked besides noise.
+        explain_layers: `layer1` to `layer4` or attention sites, each of which gets a file with its Grad-CAM, as large
+            as the model; that of the last features is always written.
 
     Raises:
         ConfigError: It is no such network, the entry exists, or the written file computes something else.
@@ -51,5 +55,5 @@ def export(
     from attnserve.export.own import export_model
 
     target = Target(Path(repository), name, version, max_batch_size, force)
-    job = Job("attnserve.export.export(...)", pictures)
+    job = Job("attnserve.export.export(...)", pictures, explain_layers=tuple(explain_layers))
     return export_model(model, target, preprocessing, tuple(labels) if labels else None, job)

@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from attnserve.card import CARD_NAME, Card, Preprocessing, Site, sha256_of
+from attnserve.card import CARD_NAME, Card, Explanation, Preprocessing, Site, sha256_of
 from attnserve.errors import ConfigError
-from attnserve.export import calibration, onnx_writer, parity, precision
+from attnserve.export import calibration, explain, onnx_writer, parity, precision
 from attnserve.export.calibration import CalibrationSet
 from attnserve.export.checkpoint import Checkpoint
 from attnserve.export.datasets import Pictures
@@ -81,6 +81,7 @@ class Job:
         held_out: Pictures nobody trained on, by which precision and calibration are judged, or None.
         calibration: What the temperature of the probabilities is fitted on; None leaves them as they are.
         precision: How the file computes; anything but fp32 needs `held_out`.
+        explain_layers: Earlier layers that get a file under explain/; the last one always has one.
     """
 
     command: str
@@ -90,6 +91,7 @@ class Job:
     held_out: Pictures | None = None
     calibration: CalibrationSet | None = None
     precision: Precision = field(default_factory=Precision)
+    explain_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision.kind != "fp32" and self.held_out is None:
@@ -120,6 +122,8 @@ def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
     network = checkpoint.network()
     sites = find_sites(checkpoint.architecture, network, checkpoint.preprocessing)
     outputs = output_names(sites)
+    view, servable = checkpoint.preprocessing, Servable(network, checkpoint.preprocessing)
+    places = explain.opened(servable, view, sites, job.explain_layers)
     with _staging(target) as staged:
         (staged / CONFIG_NAME).write_text(config_text(checkpoint, target, outputs), encoding="utf-8")
         (staged / LABELS_NAME).write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
@@ -128,8 +132,9 @@ def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
         folder = staged / str(target.version)
         folder.mkdir()
         (folder / MODEL_NAME).write_bytes(built.model)
+        explained = explain.write(folder, servable, view, places, _parity_batches(view, job.pictures))
         evaluation = job.evaluate(parity.classifier(built.session)) if job.evaluate else checkpoint.evaluation
-        card = _card(checkpoint, target, job, sites, built, evaluation, folder)
+        card = _card(checkpoint, target, job, sites, built, explained, evaluation, folder)
         (folder / CARD_NAME).write_text(card.to_json(), encoding="utf-8")
         _publish(staged, target)
     return card
@@ -239,6 +244,7 @@ def _card(
     job: Job,
     sites: tuple[Site, ...],
     built: Built,
+    explained: tuple[Explanation, ...],
     evaluation: list[dict[str, Any]],
     folder: Path,
 ) -> Card:
@@ -255,6 +261,7 @@ def _card(
         precision=job.precision.kind,
         quantisation=built.quantisation,
         calibration=built.calibration,
+        explain=explained,
         opset=onnx_writer.OPSET,
         made_with={**versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__},
         files={path.relative_to(folder).as_posix(): sha256_of(path) for path in files},

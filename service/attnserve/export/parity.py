@@ -48,12 +48,12 @@ def measure(
     return worst
 
 
-def check(differences: dict[str, float]) -> None:
+def check(differences: dict[str, float], tolerance: float = TOLERANCE) -> None:
     """Raise `ConfigError` naming the outputs whose difference is over the tolerance."""
-    wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # catches NaN too
+    wrong = {name: value for name, value in differences.items() if not value <= tolerance}  # catches NaN too
     if wrong:
         listed = ", ".join(f"{name} {value:.1e}" for name, value in wrong.items())
-        raise ConfigError(f"parity: the exported model differs from the network by more than {TOLERANCE:g}: {listed}")
+        raise ConfigError(f"parity: the exported model differs from the network by more than {tolerance:g}: {listed}")
 
 
 def _difference(name: str, expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:

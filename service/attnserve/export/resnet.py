@@ -16,6 +16,7 @@ from attnserve.export.architecture import Architecture, Attention
 from attnserve.export.bam import Bam
 from attnserve.export.cbam import Cbam, Maps
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -183,6 +184,12 @@ class ResNet(nn.Module):
                 sites[name] = module.attention(x)
                 x = module.refine(x, sites[name])
         return Evidence(self.fc(x.mean((2, 3))), x, sites)
+
+    def place(self, layer: str) -> str:
+        """The module whose output is meant by `layer1` to `layer4` (a stage's last block) or by a site's name."""
+        if layer in STAGES:
+            return f"{layer}.{len(cast(nn.Sequential, self.get_submodule(layer))) - 1}"
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits alone."""
