@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from attnserve.export.tap import Tapped
 
@@ -100,10 +102,26 @@ def by_vjp(tapped: Tapped, images: Tensor, class_index: Tensor) -> tuple[Tensor,
     return features, gradient
 
 
+class PlainMeans(TorchFunctionMode):
+    """Within it, an adaptive average pool to one value is a mean.
+
+    torch gives the pool's result strides of its own by operators that have no gradient in ONNX.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the function gives, or the mean."""
+        if function is functional.adaptive_avg_pool2d:
+            x, size = args
+            if size in (1, (1, 1), [1, 1]):
+                return x.mean((2, 3), keepdim=True)
+        return function(*args, **(kwargs or {}))
+
+
 def traced(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> GraphModule:
     """The function, which may use `torch.func.vjp`, as a graph of plain operators for any batch size."""
     trace = make_fx(function, decomposition_table=_table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
-    graph = trace(*examples)
+    with PlainMeans():
+        graph = trace(*examples)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph.eval()

@@ -15,6 +15,7 @@ whatever the precision of model.onnx is.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ def _earlier_model(tapped: Tapped, view: Preprocessing) -> bytes:
 
 
 def _last_cases(servable: Servable, batches: Iterable[NDArray[np.uint8]]) -> Iterator[Case]:
+    servable = copy.deepcopy(servable).requires_grad_(True)  # a user's network may be frozen, and is left alone
     for batch in batches:
         with torch.enable_grad():
             _, logits, *_, features = servable(torch.from_numpy(batch))

@@ -90,11 +90,14 @@ class Observed(nn.Module):
         return self.model.get_submodule("fc")
 
     def place(self, layer: str) -> str:
-        """The module whose output is meant by `layer1` to `layer4` or by a site's name."""
+        """The module whose output is meant by `layer1` to `layer4` (the last in the stage) or by a site's name."""
         for path, module in self.named_modules():
             if isinstance(module, Watched) and module.name == layer:
                 return str(path)
-        return f"model.{layer}"
+        path = f"model.{layer}"
+        while isinstance(stage := self.get_submodule(path), nn.Sequential):
+            path += f".{list(dict(stage.named_children()))[-1]}"
+        return path
 
     def evidence(self, x: Tensor) -> Evidence:
         """Logits, last features and every attention map, all from one pass of the network's own code."""
