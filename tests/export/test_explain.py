@@ -77,7 +77,8 @@ def written(checkpoint: Checkpoint, folder: Path, *layers: str) -> Explained:
     servable = Servable(network, view)
     sites = find_sites(checkpoint.architecture, network, view)
     places = explain.opened(servable, view, sites, layers)
-    return Explained(checkpoint, folder, explain.write(folder, servable, view, places, [noise(1), noise(5)]))
+    batches = [noise(count, view.height) for count in (1, 5)]
+    return Explained(checkpoint, folder, explain.write(folder, servable, view, places, batches))
 
 
 def noise(count: int, size: int = 32, seed: int = 0) -> Array:
