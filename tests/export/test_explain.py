@@ -191,6 +191,8 @@ def test_the_gradient_is_not_the_example_s(explained: Explained) -> None:
         maps = [explained.run(layer, images=images, class_index=np.full(4, c))["hirescam"] for c in range(3)]
         for a, b in ((0, 1), (1, 2)):
             assert np.abs(maps[a] - maps[b]).max() > 0.05 * maps[a].max()
+        if layer == "layer4":  # nothing but the mean and the linear layer behind it: one gradient for all pictures
+            continue
         frozen = reference_with_the_gradient_of(explained, layer, images, np.zeros((1, 32, 32, 3), np.uint8))
         assert np.abs(maps[0] - frozen).max() > 0.05 * maps[0].max(), layer
 
