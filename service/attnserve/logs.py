@@ -10,7 +10,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from attnserve.contract import Call, ModelKey
+from attnserve.contract import Call
+from attnserve.listeners import QuietListener
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +24,8 @@ def call_fields(call: Call) -> dict[str, str]:
     return {"request_id": call.request_id, **trace}
 
 
-class CallLog:
+class CallLog(QuietListener):
     """A listener that logs a call's answer: INTERNAL ones as errors, all others at debug level."""
-
-    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
-        """Nothing."""
-
-    def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
-        """Nothing."""
-
-    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
-        """Nothing."""
 
     def call_finished(self, call: Call) -> None:
         """Log the answer."""

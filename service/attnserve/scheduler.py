@@ -62,7 +62,6 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)  # for workers: rows are queued, or it is over
-        self._quiet = threading.Condition(self._lock)  # for drain: nothing is queued or running
         self._idle = 0
         self._ends: dict[threading.Thread, float] = {}  # of the running batches, as predicted
         self._closed = False
@@ -110,7 +109,6 @@ class Scheduler:
             rows = entry.waiting
             left = self._queue.discard(entry, Cancelled("the caller went away"))
             finished = left and not entry.outstanding
-            self._note_quiet()
         if left:
             self._listener.dropped(self.model, "cancelled", rows)
         if finished:
@@ -124,11 +122,6 @@ class Scheduler:
             self._queue.put(entry, self._clock())
             self._filled.notify(min(entry.rows, len(self._workers)))
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is queued or running; False where that took longer than `timeout_s`."""
-        with self._lock:
-            return self._quiet.wait_for(self._is_quiet, timeout_s)
-
     def close(self) -> None:
         """Stop the workers after their present batch, and wait for that; what is queued fails with `Unavailable`."""
         with self._lock:
@@ -138,7 +131,6 @@ class Scheduler:
                 entry.error = Unavailable("the server is shutting down")
             finished = [entry for entry in left if not entry.outstanding]
             self._filled.notify_all()
-            self._note_quiet()
         if left:
             self._listener.dropped(self.model, "shutdown", sum(entry.rows - entry.taken for entry in left))
         _deliver(finished)
@@ -168,7 +160,6 @@ class Scheduler:
                 batch, dropped = self._queue.take(now, self._idle)
                 if batch.rows:
                     self._ends[threading.current_thread()] = now + self._queue.table.predicted_s(batch.rows)
-                self._note_quiet()
                 return batch, dropped, [entry for entry in dropped if not entry.outstanding]
             finally:
                 self._idle -= 1
@@ -183,13 +174,6 @@ class Scheduler:
             self._filled.wait(delay_s)
             return False
         return True
-
-    def _is_quiet(self) -> bool:
-        return not self._queue.rows and not self._ends
-
-    def _note_quiet(self) -> None:
-        if self._is_quiet():
-            self._quiet.notify_all()
 
     def _run(self, backend: Backend, batch: Batch[Entry]) -> None:
         self._listener.batch_started(self.model, batch.rows, self._queue.rows)
@@ -207,7 +191,6 @@ class Scheduler:
             if outputs is not None:
                 self._queue.table.observe(batch.rows, infer_s)
             done = self._settle(batch, outputs, started, infer_s)
-            self._note_quiet()
         _deliver(done)
 
     def _settle(self, batch: Batch[Entry], outputs: Outputs | None, started: float, infer_s: float) -> list[Entry]:

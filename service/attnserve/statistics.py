@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 
 from attnserve.contract import Call, ModelKey
 from attnserve.inference import grpc_service_pb2 as pb
+from attnserve.listeners import QuietListener
 
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Triton's: refused or dropped before it ran, given up by the caller, the engine's fault, anything else."""
@@ -21,7 +22,7 @@ _REASON_OF_CODE = {
 }
 
 
-class Statistics:
+class Statistics(QuietListener):
     """A listener that keeps one ModelStatistics message per model version. Any thread may call it."""
 
     def __init__(self) -> None:
@@ -47,18 +48,12 @@ class Statistics:
             counted = self._failures[model]
             return {reason: counted[reason] for reason in FAILURE_REASONS}
 
-    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
-        """Nothing: a batch is counted when it has run."""
-
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""
         with self._lock:
             total = self._total(model)
             total.execution_count += 1
             _add(self._batches[model][rows], infer_s)
-
-    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
-        """Nothing: the call's failure is counted when it ends."""
 
     def call_finished(self, call: Call) -> None:
         """Count a request that reached a model."""

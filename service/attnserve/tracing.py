@@ -20,11 +20,12 @@ from opentelemetry.util.types import AttributeValue
 
 from attnserve.contract import Call, ModelKey
 from attnserve.correlation import Trace
+from attnserve.listeners import QuietListener
 
 _EXPORT_TIMEOUT_S = 5  # a collector that is away holds up the end of the server no longer than about this
 
 
-class Tracing:
+class Tracing(QuietListener):
     """A listener that makes one server span of each call, and a child of each stage that it went through.
 
     Args:
@@ -42,15 +43,6 @@ class Tracing:
     def close(self) -> None:
         """Send what is left. Blocks for a few seconds where the collector is away."""
         self._provider.shutdown()
-
-    def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:
-        """Nothing."""
-
-    def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
-        """Nothing."""
-
-    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
-        """Nothing."""
 
     def call_finished(self, call: Call) -> None:
         """Make the call's spans.
