@@ -32,7 +32,8 @@ class Policy:
 
     Attributes:
         max_batch_size: Most rows in one batch.
-        preferred_batch_sizes: A batch that reaches one of these is cut there; `max_queue_delay_s` waits for the first.
+        preferred_batch_sizes: Ascending. A batch that reaches one of these is cut there; `max_queue_delay_s` waits for
+            the first, and idle workers do not share out less than it.
         max_queue_delay_s: How long an idle worker may wait for the batch to grow; 0 never waits.
         levels: Priority classes; 1 is served first.
         ageing_s: So much waiting lifts an entry by one class.
@@ -83,8 +84,8 @@ class BatchQueue(Generic[W]):
 
     @property
     def limit(self) -> int:
-        """The largest batch worth forming now, whoever is in it."""
-        return self.table.efficient_size(self.policy.max_batch_size)
+        """The largest batch worth forming now, whoever is in it; what config.pbtxt prefers is worth it."""
+        return max(self.table.efficient_size(self.policy.max_batch_size), *self.policy.preferred_batch_sizes[:1], 1)
 
     def put(self, entry: W, now: float) -> None:
         """Append an entry; it belongs to the queue until `take`, `discard` or `clear` returns its last row."""
@@ -110,7 +111,7 @@ class BatchQueue(Generic[W]):
         """When an idle worker should take: at once, or where a delay is configured, when it ends."""
         if not self.policy.max_queue_delay_s or not self.rows:
             return now
-        wanted = min(self.policy.preferred_batch_sizes, default=self.limit)
+        wanted = self._wanted()
         if self.rows >= wanted:
             return now
         oldest = next(iter(self._entries.values()))
@@ -157,8 +158,14 @@ class BatchQueue(Generic[W]):
             self._leave(entry)
         return entries
 
+    def _wanted(self) -> int:
+        """The size that config.pbtxt asks batches to reach; 1 where it asks for none."""
+        if self.policy.preferred_batch_sizes:
+            return self.policy.preferred_batch_sizes[0]
+        return self.limit if self.policy.max_queue_delay_s else 1
+
     def _room(self, idle_workers: int) -> int:
-        share = -(-self.rows // idle_workers)
+        share = max(-(-self.rows // idle_workers), min(self._wanted(), self.rows))
         room = min(self.limit, share)
         return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 

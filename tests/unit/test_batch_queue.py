@@ -205,6 +205,28 @@ def test_a_batch_that_reaches_a_preferred_size_is_cut_there(new_entry, queue_of,
     assert queue.take(now=0)[0].rows == rows
 
 
+@pytest.mark.parametrize(
+    ("queued", "batches"), [(4, [4]), (8, [4, 4]), (9, [4, 4, 1]), (16, [8, 8]), (24, [8, 8, 8]), (3, [3])]
+)
+def test_idle_workers_do_not_break_up_a_batch_of_a_preferred_size(new_entry, queue_of, queued, batches):
+    """Else each would have too little, and with a delay the rest would wait for it."""
+    queue = queue_of(16, new_entry(*range(queued)), preferred_batch_sizes=(4, 8), max_queue_delay_s=5)
+    taken = [queue.take(now=0, idle_workers=idle)[0].rows for idle in (2, 1, 1)]
+    assert [rows for rows in taken if rows] == batches
+
+
+def test_a_preferred_size_is_formed_though_less_would_gain_as_much_throughput(new_entry, queue_of):
+    queue = queue_of(8, new_entry(*range(8)), preferred_batch_sizes=(8,), table=STEP)
+    assert queue.take(now=0)[0].rows == 8
+
+
+def test_with_a_delay_and_no_preferred_size_a_whole_batch_goes_to_one_worker(new_entry, queue_of):
+    queue = queue_of(8, new_entry(*range(8)), max_queue_delay_s=5)
+    assert queue.ready_at(now=0) == 0
+    assert queue.take(now=0, idle_workers=2)[0].rows == 8
+    assert queue.rows == 0
+
+
 def test_without_a_delay_a_batch_is_ready_at_once(new_entry, queue_of):
     assert queue_of(8, new_entry(1)).ready_at(now=7) == 7
 

@@ -572,6 +572,20 @@ def test_an_idle_worker_waits_for_a_configured_delay_and_no_longer(new_entry, co
     assert [rows for _, rows, _ in ears.batches] == [2, 8]
 
 
+def test_a_request_of_a_preferred_size_does_not_wait_out_the_delay_because_two_workers_are_idle(
+    new_entry, compute, ears, mailbox
+):
+    policy = Policy(8, preferred_batch_sizes=(4,), max_queue_delay_s=60)
+    scheduler = Scheduler(ModelKey("net", "1"), [Instant(compute)] * 2, BatchQueue(policy), ears)
+    scheduler.submit(new_entry(1, 2, 3, 4))
+    mailbox.open()
+    for value in (5, 6, 7, 8):
+        scheduler.submit(new_entry(value))
+    mailbox.open()
+    scheduler.close()
+    assert [rows for _, rows, _ in ears.batches] == [4, 4]
+
+
 def test_a_hundred_thousand_cancellations_inside_batches_never_touch_a_batch_mate(compute, ears):
     """Half of the entries of every batch are cancelled from another thread while it is formed and run."""
     scheduler = Scheduler(ModelKey("net", "1"), [Instant(compute)] * 2, BatchQueue(Policy(16, levels=3)), ears)
