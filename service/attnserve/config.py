@@ -63,7 +63,9 @@ class ServeConfig:
     default_timeout_s: float = _option(60.0, "deadline for calls that bring none")
     drain_delay_s: float = _option(0.0, "on SIGTERM, seconds between turning unready and refusing new calls")
     drain_timeout_s: float = _option(30.0, "on SIGTERM, most seconds spent on finishing accepted calls")
-    exit_on_error: bool = _option(True, "stop at start when a model cannot be loaded, instead of serving the others")
+    exit_on_error: bool = _option(
+        True, "stop at start when no version of a model can be served, instead of serving the others"
+    )
     log_level: str = _option("info", "least severity that is logged", ("debug", "info", "warning", "error"))
     otel_endpoint: str = _option(
         "", "OTLP collector of traces (gRPC), http://HOST:4317 or https://HOST:4317; empty: none; needs the extra otel"

@@ -102,7 +102,8 @@ class ModelControl:
 
         Args:
             wanted: In mode `explicit` names of models, separated by commas, or `*`.
-            exit_on_error: Raise `ConfigError` for the first model that fails, instead of noting it and going on.
+            exit_on_error: Raise `ConfigError` for the first model of which no version can be served, instead of noting
+                it and going on.
 
         Raises:
             ConfigError: There is no repository, no model in it (mode `none`), or none of a wanted name.
@@ -115,7 +116,7 @@ class ModelControl:
             if name not in self._before:
                 raise ConfigError(f"load_models: there is no model {name!r} in {self._repository}")
             reason = self._keeper.follow(name, self._before[name])
-            if reason and exit_on_error:
+            if reason and exit_on_error and not self._models.versions(name):
                 self._keeper.close()
                 raise ConfigError(reason)
 

@@ -1,9 +1,11 @@
 """What to load, serve, keep and retire of one model, decided purely from what lies on disk and what is loaded.
 
-Knows no files, threads or clocks; `keeper` acts on it. Three laws:
+Knows no files, threads or clocks; `keeper` acts on it. Four laws:
 
 * What is served leaves only when every version that the policy chooses stands ready in its place, so a version that
   fails leaves the old one serving.
+* Where nothing is served and nothing that the policy chooses can be loaded, the newest of its `fallback` is: a restart
+  must not take down a model whose newest version is bad, for before the restart the old one served.
 * A version that failed is not tried again until its files change (or an operator asks for it).
 * The version that was served last stays loaded, unserved, while its files lie on disk unchanged: one for each model.
 """
@@ -43,10 +45,12 @@ class Found:
     Attributes:
         marks: Of each version there.
         chosen: The versions that the policy serves, each with a mark.
+        fallback: Versions that may stand in for them, the first one first.
     """
 
     marks: Mapping[str, Mark]
     chosen: tuple[str, ...]
+    fallback: tuple[str, ...] = ()
 
 
 NOTHING = Found({}, ())
@@ -89,9 +93,14 @@ def plan(
     """
     fresh = {version for version, loaded in held.items() if loaded.mark == found.marks.get(version)}
     served = {version for version, loaded in held.items() if loaded.served}
+    failed = {v for v, failure in failures.items() if v in found.marks and failure.mark == found.marks[v]}
     missing = [version for version in found.chosen if version not in fresh]
-    load = [v for v in missing if v not in failures or failures[v].mark != found.marks[v]]
+    load = [version for version in missing if version not in failed]
     serve = (set(found.chosen) - set(missing)) | (served if missing else set())
+    if not serve and not load:
+        stand_in = [version for version in found.fallback if version in fresh or version not in failed][:1]
+        serve = fresh.intersection(stand_in)
+        load = [version for version in stand_in if version not in fresh]
     leaving = held.keys() - serve
     keep = _newest(leaving & fresh & served) or _newest(leaving & fresh) if keep_previous else None
     return Plan(_sorted(load)[::-1], _sorted(serve), keep, _sorted(leaving - {keep}))

@@ -92,7 +92,9 @@ def warn_of_strays(repository: Path) -> None:
 
 
 def found_in(folder: Path, look: Look, config: pb.ModelConfig) -> Found:
-    """The model's versions with their marks, and those that the policy chooses. Raises `ConfigError` for none.
+    """The model's versions with their marks, those that the policy chooses, and for `latest` the older ones.
+
+    Raises `ConfigError` where the policy chooses none.
 
     A mark holds the version's files, the labels and config.pbtxt but for its version_policy, which says which versions
     are served and not what they answer.
@@ -104,7 +106,10 @@ def found_in(folder: Path, look: Look, config: pb.ModelConfig) -> Found:
     label_file = _label_file(config)
     labels = tuple(file for file in look.files if file[0] == label_file)
     marks = {version: (files, labels, shared) for version, files in look.versions.items()}
-    return Found(marks, tuple(chosen_versions(folder, marks, config.version_policy)))
+    chosen = chosen_versions(folder, marks, config.version_policy)
+    older = [version for version in marks if int(version) < int(chosen[0])]
+    newest_only = config.version_policy.WhichOneof("policy_choice") in (None, "latest")  # others name what they want
+    return Found(marks, tuple(chosen), tuple(sorted(older, key=int, reverse=True)) if newest_only else ())
 
 
 def _folders(repository: Path) -> list[Path]:

@@ -283,6 +283,28 @@ def test_the_index_can_be_of_what_is_ready_and_there_is_one_repository(start_ser
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.parametrize("mode", [("--model-control-mode", "none"), POLL, EXPLICIT], ids=["none", "poll", "explicit"])
+def test_a_restart_with_a_broken_newest_version_serves_the_one_before(start_server, repository, picture, mode, control):
+    """As it did until then: a bad upload must not become an outage because a node is replaced."""
+    repository.write(1, answer=1)
+    repository.write(2, answer=2)
+    repository.write(3, answer=3, broken=True)
+    with start_server(*mode, repository=repository.path) as server:
+        assert server.announced["models"] == {"net": "2"}
+        assert answer_of(server.grpc, picture) == 2
+        states = control(server.grpc).states()
+        assert states["2"] == ("READY", "")
+        assert states["3"][0] == "UNAVAILABLE"
+        assert "SHA-256" in states["3"][1]
+
+
+def test_a_model_without_any_good_version_ends_the_start(server_process, repository):
+    repository.write(1, answer=1, broken=True)
+    repository.write(2, answer=2, broken=True)
+    with pytest.raises(AssertionError, match="SHA-256"):
+        server_process(repository=repository.path)
+
+
 def test_a_model_to_load_at_start_that_is_not_there_ends_the_start(server_process, repository):
     repository.write(1, answer=1)
     with pytest.raises(AssertionError, match="load_models: there is no model 'nope'"):

@@ -12,6 +12,11 @@ def disk(chosen: str, **marks: str) -> Found:
     return Found({name[1:]: mark for name, mark in marks.items()}, tuple(chosen.split()))
 
 
+def or_else(found: Found, fallback: str) -> Found:
+    """The same, with versions that may stand in."""
+    return Found(found.marks, found.chosen, tuple(fallback.split()))
+
+
 def loaded(**marks: str) -> dict[str, Held]:
     """`loaded(s1="a", k2="b")`: version 1 is served, version 2 is loaded and not served."""
     return {name[1:]: Held(mark, name[0] == "s") for name, mark in marks.items()}
@@ -52,6 +57,18 @@ ABC = {"v1": "a", "v2": "b", "v3": "c"}
         (disk("2", v1="a", v2="B"), loaded(s1="a"), broken(v2="b"), planned(load="2", serve="1")),
         (disk("3", **ABC), loaded(k1="a", s2="b"), broken(v3="c"), planned(serve="2", keep="1")),
         (disk("2 3", **ABC), loaded(s1="a", s2="b"), broken(v3="c"), planned(serve="1 2")),
+        # the newer version is broken and nothing is served, as after a restart: an older one stands in
+        (or_else(disk("3", **ABC), "2 1"), {}, {}, planned(load="3")),
+        (or_else(disk("3", **ABC), "2 1"), {}, broken(v3="c"), planned(load="2")),
+        (or_else(disk("3", **ABC), "2 1"), loaded(k2="b"), broken(v3="c"), planned(serve="2")),
+        (or_else(disk("3", **ABC), "2 1"), loaded(s2="b"), broken(v3="c"), planned(serve="2")),
+        (or_else(disk("3", **ABC), "2 1"), {}, broken(v3="c", v2="b"), planned(load="1")),
+        (or_else(disk("3", **ABC), "2 1"), {}, broken(v3="c", v2="b", v1="a"), planned()),
+        (or_else(disk("3", v1="a", v2="b", v3="C"), "2 1"), loaded(s2="b"), broken(v3="c"),
+         planned(load="3", serve="2")),
+        (or_else(disk("2 3", **ABC), "1"), {}, broken(v3="c"), planned(load="2")),
+        (or_else(disk("2 3", **ABC), "1"), loaded(k2="b"), broken(v3="c"), planned(serve="2")),
+        (disk("3", **ABC), {}, broken(v3="c"), planned()),
         # files changed in place
         (disk("1", v1="A"), loaded(s1="a"), {}, planned(load="1", serve="1")),
         (disk("1", v1="A"), loaded(s1="a"), broken(v1="A"), planned(serve="1")),

@@ -281,3 +281,21 @@ def test_another_number_of_classes_in_the_config_is_refused(write_entry, config)
 def test_another_view_in_the_config_is_refused(write_entry, config):
     message = refusal(write_entry(preprocessing=Preprocessing(3, 2)), config)
     assert message.endswith("the card's view is not the 2 x 3 of config.pbtxt")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fallback"),
+    [
+        ("", ("9", "2", "1")),
+        ("latest { num_versions: 2 }", ("2", "1")),
+        ("latest { num_versions: 9 }", ()),
+        ("all { }", ()),
+        ("specific { versions: [ 9 ] }", ()),
+    ],
+)
+def test_older_versions_may_stand_in_where_the_policy_asks_for_the_newest(tmp_path, config, chosen, fallback):
+    for version in ("1", "2", "9", "10"):
+        (tmp_path / "net" / version).mkdir(parents=True)
+    config.version_policy.CopyFrom(policy(chosen))
+    found = found_in(tmp_path / "net", look_at_model(tmp_path / "net"), config)
+    assert found.fallback == fallback
