@@ -56,9 +56,12 @@ class ServeConfig:
     max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
     max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
     max_images_per_request: int = _option(1024, "most pictures in one request")
-    max_pending_images: int = _option(4096, "most pictures accepted and not yet answered; more are refused")
+    max_pending_images: int = _option(
+        4096,
+        "most pictures accepted and not yet answered, one client's requests at most half of them; more are refused",
+    )
     max_pending_bytes: int = _option(
-        512 * MIB, "most bytes of pictures accepted and not yet answered; more are refused"
+        512 * MIB, "most bytes of pictures accepted and not yet answered, shared likewise; more are refused"
     )
     default_timeout_s: float = _option(60.0, "deadline for calls that bring none")
     drain_delay_s: float = _option(0.0, "on SIGTERM, seconds between turning unready and refusing new calls")

@@ -101,11 +101,11 @@ class Pipeline:
         try:
             if limits.max_queue_size and model.scheduler.queued_images + images > limits.max_queue_size:
                 raise Overloaded("the model's queue is full", retry_after_s=max(wait_s, SHORTEST_RETRY_S))
-            self._admission.admit(images, size_bytes, wait_s, run_s, slack_s)
+            self._admission.admit(call.client, images, size_bytes, wait_s, run_s, slack_s)
         except AttnserveError as error:
             self._count_drop(model, error, images)
             raise
-        call.at_end(partial(self._admission.release, images, size_bytes))
+        call.at_end(partial(self._admission.release, call.client, images, size_bytes))
 
     def _queue(
         self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish

@@ -126,3 +126,33 @@ def test_a_stream_that_does_not_read_its_replies_is_held_back(start_server):
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("model", [MODEL, "fashion-mnist-bam"], ids=["the same model", "another model"])
+def test_a_client_that_fills_the_house_leaves_room_for_another(start_server, pictures, model):
+    """However much one client asks for at once, one that asks for a picture at a time is never refused."""
+    over = threading.Event()
+    refused: list[str] = []
+
+    def flood() -> None:
+        with Client(server.grpc, timeout_s=30, retry=None, client_id="job") as client:
+            while not over.is_set():
+                try:
+                    client.classify(list(pictures[:64]), model=MODEL)
+                except ClientError as error:
+                    refused.append(error.code)
+                    time.sleep(0.01)
+
+    with start_server("--max-pending-images", "512") as server:
+        callers = [threading.Thread(target=flood) for _ in range(16)]
+        for caller in callers:
+            caller.start()
+        try:
+            with Client(server.grpc, timeout_s=30, retry=None, client_id="person") as client:
+                for picture in pictures[:60]:
+                    assert len(client.classify([picture], model=model)) == 1
+        finally:
+            over.set()
+            for caller in callers:
+                caller.join(30)
+    assert set(refused) == {"RESOURCE_EXHAUSTED"}

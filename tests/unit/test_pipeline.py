@@ -159,7 +159,7 @@ def test_one_bad_picture_fails_the_call_and_nothing_is_run(pipeline, model, pupp
 
 @pytest.mark.parametrize("way", ["run_images", "run_sources"])
 def test_a_full_house_refuses_at_once_and_the_refusal_is_counted(pipeline, model, ask, admission, ears, mailbox, way):
-    admission.admit(9, 0, wait_s=0, run_s=0, slack_s=1)
+    admission.admit("other", 9, 0, wait_s=0, run_s=0, slack_s=1)
     asked = ask()
     run = {
         "run_images": lambda: pipeline.run_images(model, views(1, 2), OUTPUTS, asked.call, pytest.fail),
@@ -174,7 +174,7 @@ def test_a_full_house_refuses_at_once_and_the_refusal_is_counted(pipeline, model
 
 
 def test_bytes_in_the_house_are_bounded_too(pipeline, model, ask, admission):
-    admission.admit(0, 1983, wait_s=0, run_s=0, slack_s=1)
+    admission.admit("other", 0, 1983, wait_s=0, run_s=0, slack_s=1)
     with pytest.raises(Overloaded):
         pipeline.run_sources(model, [bytes(9), bytes(9)], OUTPUTS, ask().call, pytest.fail)
     with pytest.raises(Overloaded):
@@ -190,9 +190,9 @@ def test_the_retry_is_told_from_the_scheduler_s_pace(pipeline, model, puppet, as
     mailbox.open()
     pipeline.run_images(model, views(*range(8)), OUTPUTS, ask().call, first_column)
     puppet.next()
-    pipeline.run_images(model, views(1, 2), OUTPUTS, ask().call, first_column)
-    with pytest.raises(Overloaded) as caught:
-        pipeline.run_images(model, views(1), OUTPUTS, ask().call, first_column)
+    pipeline.run_images(model, views(1, 2), OUTPUTS, ask(client="second").call, first_column)
+    with pytest.raises(Overloaded, match="as many pictures as it can hold") as caught:
+        pipeline.run_images(model, views(1), OUTPUTS, ask(client="third").call, first_column)
     assert caught.value.retry_after_s == 5  # the running batch takes eight seconds more, and that is the most we say
 
 
@@ -414,7 +414,7 @@ def test_a_step_that_raises_after_the_answer_does_not_answer_again(ask):
 
 
 def test_many_calls_in_flight_each_get_their_own_answer(pipeline, model, puppet, ask, mailbox, admission):
-    asked = [ask() for _ in range(10)]
+    asked = [ask(client=str(number)) for number in range(10)]
     for number, one in enumerate(asked):
         if number % 2:
             pipeline.run_images(model, views(number), OUTPUTS, one.call, first_column)
