@@ -16,6 +16,11 @@ from attnserve.errors import ConfigError
 
 FORMAT = 1
 CARD_NAME = "model.json"
+LAST = "last"
+"""The name of the map before the pool, as a layer that explains."""
+
+GRADCAM = "gradcam"
+"""The method where none is named."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Timings:
     decode_s: float = 0.0
     queue_s: float = 0.0
     infer_s: float = 0.0
+    explain_s: float = 0.0
     postprocess_s: float = 0.0
 
     def stages(self) -> tuple[tuple[str, float], ...]:
@@ -43,6 +44,7 @@ class Timings:
             ("decode", self.decode_s),
             ("queue", self.queue_s),
             ("infer", self.infer_s),
+            ("explain", self.explain_s),
             ("postprocess", self.postprocess_s),
         )
 
@@ -61,8 +63,8 @@ class Backend(Protocol):
     def outputs(self) -> Sequence[str]:
         """Names of everything that it can return."""
 
-    def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> Outputs:
-        """Compute `outputs` for images (N, H, W, 3); each result's first axis is N. Blocks; may raise anything."""
+    def run(self, images: NDArray[Any], outputs: Sequence[str]) -> Outputs:
+        """Compute `outputs` for an entry's rows; each result's first axis is N. Blocks; may raise anything."""
 
 
 class Waiting(Protocol):
@@ -103,13 +105,14 @@ class Entry:
     """One request's images in the queue of one model version, and what has become of them; see `Waiting`.
 
     Attributes:
-        images: (N, H, W, 3) uint8; not written to by anyone after `submit`.
+        images: (N, H, W, 3) uint8, or for an explaining graph (N,) records of its inputs (see `explain`); not written
+            to by anyone after `submit`.
         outputs: Names of the graph outputs wanted.
         on_finished: Called once, on the inbox's thread, when `result` or `error` is set.
         parts: Finished slices, `(first row, outputs)`, in any order.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     outputs: tuple[str, ...]
     deadline: float
     inbox: Inbox

@@ -27,28 +27,35 @@ def confidences(probabilities: Float32) -> Float32:
 
 
 def entropies(sites: Sequence[Site], outputs: Outputs) -> dict[str, Float32]:
+    """The normalised entropies (see `row_entropies`) of the first `MOST_PICTURES` pictures, for the metrics.
+
+    Single maps that are not finite are left out.
+    """
+    found = row_entropies(sites, {name: values[:MOST_PICTURES] for name, values in outputs.items()})
+    return {site: values[np.isfinite(values)] for site, values in found.items()}
+
+
+def row_entropies(sites: Sequence[Site], outputs: Outputs) -> dict[str, Float32]:
     """The normalised entropy of each picture's spatial attention, for every site whose spatial map is in `outputs`.
 
     For a map w of L positions, p = w / sum(w): H = -sum(p log p) / log(L), from 0 (one position has it all) to 1 (even,
     which a map of zeros counts as). w is CBAM's gate, or the sigmoid of BAM's spatial branch. A site of one position
-    has no entropy and is left out, and so are single maps that are not finite.
+    has no entropy and is left out.
 
     Returns:
-        Site name -> values in 0..1, float32, of the first `MOST_PICTURES` pictures in their order.
+        Site name -> values in 0..1, float32, of the pictures in their order; NaN for a map that is not finite.
     """
     found = [site for site in sites if site.spatial in outputs and site.height * site.width > 1]
     if not found:
         return {}
-    maps = [_weights(outputs[site.spatial or ""][:MOST_PICTURES], site.kind) for site in found]  # each (N, L)
+    maps = [_weights(outputs[site.spatial or ""], site.kind) for site in found]  # each (N, L)
     sizes = np.array([each.shape[1] for each in maps])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    with np.errstate(all="ignore"):  # what is not finite is left out below
+    with np.errstate(all="ignore"):  # for maps that are not finite
         weights = np.maximum(np.concatenate(maps, axis=1), _LEAST)  # all sites at once: numpy's cost is per call
         sums = np.add.reduceat(weights, starts, axis=1)  # (N, sites)
         logs = np.add.reduceat(weights * np.log(weights), starts, axis=1)
         values = np.clip((np.log(sums) - logs / sums) / np.log(sizes), 0, 1).astype(np.float32)
-    if not np.isfinite(values).all():
-        return {site.name: column[np.isfinite(column)] for site, column in zip(found, values.T, strict=True)}
     return {site.name: column for site, column in zip(found, values.T, strict=True)}
 
 

@@ -160,7 +160,7 @@ class Keeper:
         """Stop all workers, of models that are leaving too; queued work fails with `Unavailable`. From any thread."""
         self._over = True
         for model in list(self._alive):
-            model.scheduler.close()
+            model.close()
 
     def _found(self, record: _Record) -> tuple[Found | None, pb.ModelConfig]:
         """What lies on disk; None where that cannot be said, and then everything stays as it is."""
@@ -200,7 +200,7 @@ class Keeper:
             return Failure(mark, "internal error; see the server's log")
         self._alive.add(model)
         if self._over or _files(look_at_model(record.folder), version) != _files(record.look, version):
-            model.scheduler.close()
+            model.close()
             self._alive.discard(model)
             return Failure(mark, "its files changed while they were loaded", again=True)
         replaced = record.held.get(version)

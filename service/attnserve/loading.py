@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from attnserve import memory
 from attnserve.batch_queue import BatchQueue
+from attnserve.card import Explanation
 from attnserve.contract import Entry, Listener
 from attnserve.cores import available_cores
 from attnserve.errors import ConfigError, DoesNotFit
+from attnserve.explain import Explainers, record_of
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
+from attnserve.listeners import Drops
 from attnserve.model_config import policy_of
 from attnserve.models import Model
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
 from attnserve.scheduler import Scheduler
-from attnserve.session import CPU, OnnxBackend, choose_provider, warm_up_sizes
+from attnserve.session import CPU, ExplainingBackend, OnnxBackend, choose_provider, warm_up_sizes
 
 _ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
 
@@ -76,7 +82,46 @@ class Loader:
         load_s = time.monotonic() - started
         log.info("model %s version %s: %s, %d workers, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
                  backend.provider, count, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
-        return Model(files, scheduler, backend.provider, frozenset(backend.outputs), load_s, memory_bytes, file_bytes)
+        return Model(
+            files,
+            scheduler,
+            backend.provider,
+            frozenset(backend.outputs),
+            load_s,
+            memory_bytes,
+            file_bytes,
+            explainers=Explainers(
+                [
+                    (layer, partial(self._load_layer, files, layer, backend.provider, count))
+                    for layer in files.card.explain
+                ]
+            ),
+        )
+
+    def _load_layer(self, files: VersionFiles, layer: Explanation, provider: str, workers: int) -> Scheduler:
+        """Load one explaining graph, verify it once more, and start its workers; blocks."""
+        path = files.folder / layer.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        if hashlib.sha256(data).hexdigest() != files.card.files[layer.file]:
+            raise ConfigError(f"{path}: it is not the file any more whose SHA-256 the card says")
+        reason = memory.refusal(int(memory.FILE_FACTOR * len(data)), self._reserve_bytes, self._available_bytes())
+        if reason:
+            raise DoesNotFit(f"{path}: {reason}")
+        started = time.monotonic()
+        backend = ExplainingBackend(path, data, layer, provider)
+        view = files.card.preprocessing
+        row = np.zeros(1, record_of(layer, view.height, view.width))
+        try:
+            table = LatencyTable({1: backend.warm_up(row)})  # the larger sizes are learned as they come
+        except Exception as error:  # onnxruntime has no one class for a graph that fails
+            raise ConfigError(f"{path}: the warm-up failed: {error}") from error
+        queue: BatchQueue[Entry] = BatchQueue(replace(policy_of(files.config), max_queue_delay_s=0.0), table)
+        log.info("model %s version %s: explains by %s, loaded in %.2f s", *files.key, layer.layer,
+                 time.monotonic() - started)  # fmt: skip
+        return Scheduler(files.key, [backend] * workers, queue, Drops(self._listener))
 
     def _check_it_fits(self, path: Path, config: pb.ModelConfig, previous: Model | None) -> int:
         """The file's size; raises `DoesNotFit`."""

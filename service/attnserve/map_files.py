@@ -62,9 +62,9 @@ class MapFiles:
 
     def _save_arrays(self, image: Path, stem: str, answer: Classification) -> None:  # noqa: ARG002
         for site in answer.attention:
-            if site.spatial is not None:
+            if site.spatial is not None and site.spatial.values is not None:
                 path = self._folder / f"{stem}.{site.site.replace('/', '_')}.spatial.npy"
-                np.save(path, site.spatial)
+                np.save(path, site.spatial.values)
                 self.written.append(path)
 
 
@@ -77,7 +77,7 @@ def _panels(answer: Classification) -> list[Panel]:
     """A panel for each site: BAM's gate, averaged over channels, and CBAM's spatial gate."""
     panels = []
     for site in answer.attention:
-        values = site.spatial if site.combined is None else site.combined
-        if values is not None:
-            panels.append(Panel(site.site, values, answer.view))
+        shown = site.spatial if site.combined is None else site.combined
+        if shown is not None and shown.values is not None:
+            panels.append(Panel(site.site, shown.values, answer.view))
     return panels

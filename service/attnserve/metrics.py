@@ -87,7 +87,8 @@ class Metrics:
         )
         self.stage_duration = histogram(
             "attnserve_stage_duration_seconds",
-            "Time of one successful request in a stage that it went through: decode, queue, infer, postprocess.",
+            "Time of one successful request in a stage that it went through: decode, queue, infer, explain, "
+            "postprocess.",
             (*_MODEL, "stage"),
         )
         self.deadline_misses = counter(

@@ -9,6 +9,7 @@ from functools import partial
 
 from attnserve.contract import Call, ModelKey
 from attnserve.errors import NotFound, Unavailable
+from attnserve.explain import Explainers
 from attnserve.lifecycle import Status
 from attnserve.repository import VersionFiles
 from attnserve.scheduler import Scheduler
@@ -59,6 +60,8 @@ class Model:
         memory_bytes: What it takes on the host, as far as that can be measured (see `memory`).
         file_bytes: Size of the ONNX file.
         users: The calls that use it.
+        explainers: Its explaining graphs, loaded as they are asked for; the memory that they take is not in
+            `memory_bytes`.
     """
 
     files: VersionFiles
@@ -69,6 +72,7 @@ class Model:
     memory_bytes: int = 0
     file_bytes: int = 0
     users: Users = field(default_factory=Users)
+    explainers: Explainers = field(default_factory=Explainers)
 
     @property
     def key(self) -> ModelKey:
@@ -78,7 +82,12 @@ class Model:
     def retire(self) -> None:
         """Wait until the last call that uses it is answered, then stop its workers."""
         self.users.wait_until_gone()
+        self.close()
+
+    def close(self) -> None:
+        """Stop its workers now; what is queued fails with `Unavailable`."""
         self.scheduler.close()
+        self.explainers.close()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,8 @@ from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
 from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
+from attnserve.explain import Explained, Wish
+from attnserve.guard import guarded, told
 from attnserve.logs import call_fields
 from attnserve.models import Model
 
@@ -28,15 +31,23 @@ log = logging.getLogger(__name__)
 Finish = Callable[[Outputs], object]
 """Turns a result into the reply message; runs on the transport's thread."""
 
+FinishPictures = Callable[[list[Picture], Outputs, list[Explained]], object]
+"""Likewise, from the decoded pictures, the result, and the layers by which classes were explained, if any."""
+
 
 class Pipeline:
-    """Takes a call's pictures through the house. Its methods are called on the call's inbox thread and never block."""
+    """Takes a call's pictures through the house. Its methods are called on the call's inbox thread and never block.
+
+    Args:
+        drawing: Runs what finishes a call and would take too long on its transport's thread.
+    """
 
     def __init__(
         self,
         admission: Admission,
         decode_pool: DecodePool,
         listener: Listener,
+        drawing: Executor,
         *,
         default_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -44,6 +55,7 @@ class Pipeline:
         self._admission = admission
         self._decode_pool = decode_pool
         self._listener = listener
+        self._drawing = drawing
         self._default_timeout_s = default_timeout_s
         self._clock = clock
 
@@ -53,12 +65,23 @@ class Pipeline:
         sources: Sequence[Source],
         outputs: Sequence[str],
         call: Call,
-        finish: Callable[[list[Picture], Outputs], object],
+        finish: FinishPictures,
+        *,
+        wish: Wish | None = None,
+        draws: bool = False,
     ) -> None:
-        """Decode pictures, run them, reply with `finish(pictures, result)`. Raises `Overloaded` or `Unavailable`."""
+        """Decode pictures, run them, explain them, reply with `finish(pictures, result, explained)`.
+
+        Args:
+            wish: What is to be explained; its `outputs` must be among the outputs.
+            draws: Whether `finish` takes long.
+
+        Raises `Overloaded` or `Unavailable`.
+        """
         preprocessing = model.files.card.preprocessing
         views = self._decode_pool.views_at_once(sources, preprocessing)
-        self._admit(model, len(sources), sum(map(_size_bytes, sources)), call, decoding=views is None)
+        size_bytes = sum(map(_size_bytes, sources)) + (wish.bytes_per_image * len(sources) if wish else 0)
+        self._admit(model, len(sources), size_bytes, call, decoding=views is None, wish=wish)
         decoding_since = self._clock()
 
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
@@ -69,7 +92,8 @@ class Pipeline:
                 return
             images = [picture.pixels for picture in pictures]
             batch = images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # (N, H, W, 3)
-            self._queue(model, batch, outputs, call, partial(finish, pictures))
+            done = partial(self._explain, model, call, batch, partial(finish, pictures), wish, draws)
+            self._queue(model, batch, outputs, call, done)
 
         if views is not None:
             decoded(views, None)
@@ -81,9 +105,20 @@ class Pipeline:
     ) -> None:
         """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises `Overloaded` or `Unavailable`."""
         self._admit(model, len(images), images.nbytes, call)
-        self._queue(model, images, outputs, call, finish)
+        self._queue(
+            model, images, outputs, call, lambda result: self._conclude(model, call, result, partial(finish, result))
+        )
 
-    def _admit(self, model: Model, images: int, size_bytes: int, call: Call, *, decoding: bool = False) -> None:
+    def _admit(
+        self,
+        model: Model,
+        images: int,
+        size_bytes: int,
+        call: Call,
+        *,
+        decoding: bool = False,
+        wish: Wish | None = None,
+    ) -> None:
         call.images = images
         config = model.files.config
         call.level = call.level or model_config.default_level_of(config)
@@ -97,6 +132,8 @@ class Pipeline:
         wait_s, run_s = model.scheduler.estimate(call.client, call.level, images)
         if decoding:  # the slower of the two is what a request waits for
             wait_s = max(wait_s, self._decode_pool.predicted_wait_s(call.client, call.level, images))
+        if wish is not None:
+            run_s += model.explainers.predicted_s(wish, call.client, call.level, images)
         slack_s = call.deadline - self._clock()
         try:
             if limits.max_queue_size and model.scheduler.queued_images + images > limits.max_queue_size:
@@ -108,14 +145,19 @@ class Pipeline:
         call.at_end(partial(self._admission.release, call.client, images, size_bytes))
 
     def _queue(
-        self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
+        self,
+        model: Model,
+        images: NDArray[np.uint8],
+        outputs: Sequence[str],
+        call: Call,
+        done: Callable[[Outputs], None],
     ) -> None:
         entry = Entry(
             images=images,
             outputs=tuple(outputs),
             deadline=call.deadline,
             inbox=call.inbox,
-            on_finished=partial(guarded, call, partial(self._finished, model, call, finish)),
+            on_finished=partial(guarded, call, partial(self._finished, model, call, done)),
             client=call.client,
             level=call.level,
             cancelled=call.cancelled,
@@ -131,37 +173,62 @@ class Pipeline:
         if error.drop_reason:
             self._listener.dropped(model.key, error.drop_reason, images)
 
-    def _finished(self, model: Model, call: Call, finish: Finish, entry: Entry) -> None:
+    def _finished(self, model: Model, call: Call, done: Callable[[Outputs], None], entry: Entry) -> None:
         call.timings.queue_s = entry.timings.queue_s
         call.timings.infer_s = entry.timings.infer_s
         if entry.result is None:
             call.fail(entry.error or Internal("inference failed"))
             return
-        started = self._clock()
         probabilities = entry.result.get("probabilities")
         if probabilities is not None and not np.isfinite(probabilities).all():
             log.error("model %s version %s: probabilities that are not finite", *model.key, extra=call_fields(call))
             call.fail(Internal("the model's probabilities for this picture are not finite"))
             return
-        message = finish(entry.result)
+        done(entry.result)
+
+    def _explain(
+        self,
+        model: Model,
+        call: Call,
+        images: NDArray[np.uint8],
+        finish: Callable[[Outputs, list[Explained]], object],
+        wish: Wish | None,
+        draws: bool,
+        result: Outputs,
+    ) -> None:
+        def explained(found: list[Explained]) -> None:
+            self._conclude(model, call, result, partial(finish, result, found), draws=draws)
+
+        if wish is None:
+            explained([])
+        else:
+            model.explainers.explain(wish, images, result, call, explained)
+
+    def _conclude(
+        self, model: Model, call: Call, result: Outputs, make: Callable[[], object], *, draws: bool = False
+    ) -> None:
+        """Make the message, here or where there is time for it, and reply."""
+        began = self._clock()
+        if not draws:
+            self._reply(model, call, result, began, make())
+            return
+
+        def draw() -> None:
+            try:
+                job = partial(self._reply, model, call, result, began, make())
+            except Exception as error:
+                job = partial(call.fail, told(call, error))
+            call.inbox.post([partial(guarded, call, job)])
+
+        self._drawing.submit(draw)
+
+    def _reply(self, model: Model, call: Call, result: Outputs, began: float, message: object) -> None:
+        probabilities = result.get("probabilities")
         if probabilities is not None:
             call.confidences = drift.confidences(probabilities)
-        call.entropies = drift.entropies(model.files.card.sites, entry.result)
-        call.timings.postprocess_s = self._clock() - started
+        call.entropies = drift.entropies(model.files.card.sites, result)
+        call.timings.postprocess_s = self._clock() - began
         call.reply(message)
-
-
-def guarded(call: Call, step: Callable[..., None], *args: object) -> None:
-    """Run one step of a call; whatever it raises becomes the call's answer, unless it has one already."""
-    try:
-        step(*args)
-    except AttnserveError as error:
-        if call.code is None:
-            call.fail(error)
-    except Exception:
-        log.exception("%s failed", call.method, extra=call_fields(call))
-        if call.code is None:
-            call.fail(Internal("internal error"))
 
 
 def _size_bytes(source: Source) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attnserve.heat import JET, blended, coloured, normalise, sampled
 from attnserve.preprocess import CropBox
 
 SMALLEST_PANEL = 256
@@ -23,16 +23,6 @@ LARGEST_PANEL = 1024
 """Pixels of a panel's longer side above which a photo is reduced: sixteen panels of a camera's picture fill memory."""
 
 _INK, _FAINT, _PAPER = (28, 28, 32), (112, 112, 120), (255, 255, 255)
-
-
-def _jet() -> NDArray[np.uint8]:
-    level = np.linspace(0.0, 1.0, 256)[:, None]  # (256, 1)
-    rgb = np.clip(1.5 - np.abs(4.0 * level - (3.0, 2.0, 1.0)), 0.0, 1.0)
-    return np.rint(255.0 * rgb).astype(np.uint8)
-
-
-JET: NDArray[np.uint8] = _jet()
-"""(256, 3) uint8 RGB, blue to red: Matlab's jet in closed form, within one grey level of OpenCV's COLORMAP_JET."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +40,6 @@ class Panel:
     box: CropBox
 
 
-def normalise(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """(h, w) float32 from 0 (least) to 1 (greatest), 0 everywhere where all are equal; as pytorch-grad-cam does."""
-    shifted: NDArray[np.float32] = values.astype(np.float32) - np.float32(values.min())
-    return shifted / np.float32(1e-7 + shifted.max())
-
-
-def resize_map(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(height, width) float32, bilinear between pixel centres, as OpenCV's INTER_LINEAR."""
-    whole = CropBox(0.0, 0.0, float(width), float(height))
-    return _sampled(values, np.arange(height), np.arange(width), whole)
-
-
 def overlay(image: Image.Image, values: NDArray[np.float32], box: CropBox, alpha: float = 0.5) -> Image.Image:
     """The photo with the normalised map over `box` in jet colours: RGB of the photo's own size.
 
@@ -69,35 +47,15 @@ def overlay(image: Image.Image, values: NDArray[np.float32], box: CropBox, alpha
     """
     photo = np.array(image.convert("RGB"))  # (H, W, 3) uint8
     rows, columns = _within(box.top, box.bottom, image.height), _within(box.left, box.right, image.width)
-    heat = JET[np.rint(255.0 * _sampled(normalise(values), rows, columns, box)).astype(np.uint8)]  # (rows, columns, 3)
+    heat = coloured(sampled(normalise(values), rows, columns, box), "jet")  # (rows, columns, 3)
     inside = np.ix_(rows, columns)
-    photo[inside] = np.rint(alpha * heat + (1.0 - alpha) * photo[inside]).astype(np.uint8)
+    photo[inside] = blended(photo[inside], heat, alpha)
     return Image.fromarray(photo)
 
 
 def _within(start: float, stop: float, size: int) -> NDArray[np.intp]:
     """Indices of the pixels of 0..size whose centre lies in [start, stop)."""
     return np.arange(max(0, math.ceil(start - 0.5)), min(size, math.ceil(stop - 0.5)))
-
-
-def _sampled(
-    values: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp], box: CropBox
-) -> NDArray[np.float32]:
-    """(rows, columns) float32: the map, spread over `box`, at the centres of these pixels."""
-    height, width = values.shape
-    upper, lower, down = _neighbours((rows + 0.5 - box.top) * (height / (box.bottom - box.top)) - 0.5, height)
-    left, right, along = _neighbours((columns + 0.5 - box.left) * (width / (box.right - box.left)) - 0.5, width)
-    lines = values[upper] + (values[lower] - values[upper]) * down[:, None]  # (rows, width)
-    return lines[:, left] + (lines[:, right] - lines[:, left]) * along  # (rows, columns)
-
-
-def _neighbours(
-    positions: NDArray[np.float64], size: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """The two samples around each position and the way from the first to the second, 0..1; the edge goes on outside."""
-    positions = np.clip(positions, 0, size - 1)
-    first = np.floor(positions).astype(np.intp)
-    return first, np.minimum(first + 1, size - 1), (positions - first).astype(np.float32)
 
 
 def figure(image: Image.Image, title: str, panels: Sequence[Panel]) -> Image.Image:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,8 +222,8 @@ def _run_whole(backend: Backend, batch: Batch[Entry]) -> Outputs:
     return outputs
 
 
-def _rows_of(batch: Batch[Entry]) -> NDArray[np.uint8]:
-    """The batch's images (N, H, W, 3); one slice alone is not copied."""
+def _rows_of(batch: Batch[Entry]) -> NDArray[Any]:
+    """The batch's rows; one slice alone is not copied."""
     parts = [entry.images[start:stop] for entry, start, stop in batch.slices]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

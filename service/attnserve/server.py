@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -59,6 +60,7 @@ class Server:
         self._tracing = _tracing_to(config.otel_endpoint)
         listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
         self._listeners = Listeners(*listeners)
+        self._drawing = ThreadPoolExecutor(available_cores(), thread_name_prefix="draw")
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
@@ -95,6 +97,7 @@ class Server:
         in_time = await self._drain(transport, control)
         ended = control.close()
         decode_pool.close()
+        self._drawing.shutdown(wait=False, cancel_futures=True)
         self._http.close()
         for tracing in self._tracing:
             await asyncio.to_thread(tracing.close)
@@ -135,7 +138,13 @@ class Server:
 
     def _make_transport(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> GrpcioTransport:
         config = self._config
-        pipeline = Pipeline(self._admission, decode_pool, self._listeners, default_timeout_s=config.default_timeout_s)
+        pipeline = Pipeline(
+            self._admission,
+            decode_pool,
+            self._listeners,
+            self._drawing,
+            default_timeout_s=config.default_timeout_s,
+        )
         services = [attention.SERVICE, open_inference.SERVICE]
         return GrpcioTransport(
             self._methods(models, control, pipeline),

@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from attnserve.card import Explanation
 from attnserve.contract import Outputs
 from attnserve.errors import ConfigError
 
@@ -52,15 +54,7 @@ class OnnxBackend:
     """
 
     def __init__(self, path: Path, provider: str, *, strict: bool = False) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
-        providers = [provider] if provider == CPU else [provider, CPU]
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime raises many unrelated types for a bad file
-            raise ConfigError(f"{path}: onnxruntime cannot load it: {error}") from error
+        self._session = _opened(path, str(path), provider)
         self.provider: str = self._session.get_providers()[0]
         if self.provider != provider:
             if strict:
@@ -113,6 +107,55 @@ class OnnxBackend:
         ):
             raise ConfigError(f"{path}: {INPUT!r} must be (batch, height, width, 3) with a free batch, found {shape}")
         return shape[1], shape[2]
+
+
+class ExplainingBackend:
+    """Runs the explaining graph of one layer. Several threads may call `run` at once.
+
+    Args:
+        path: Where the file lies, for messages.
+        data: Its bytes, already verified.
+        layer: What the card says of it. Raises `ConfigError` where the graph is something else.
+        provider: From `choose_provider`.
+    """
+
+    def __init__(self, path: Path, data: bytes, layer: Explanation, provider: str) -> None:
+        self._session = _opened(path, data, provider)
+        found = {output.name: (output.type, tuple(output.shape[1:])) for output in self._session.get_outputs()}
+        for method in layer.methods:
+            if found.get(method) != ("tensor(float)", (layer.height, layer.width)):
+                raise ConfigError(f"{path}: {method!r} should be {layer.height} x {layer.width}, found {found}")
+        self._outputs = list(layer.methods)
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The methods."""
+        return self._outputs
+
+    def run(self, images: NDArray[Any], outputs: Sequence[str]) -> Outputs:
+        """Compute maps (N, h, w) float32 for records (N,) whose fields are the graph's inputs; blocks."""
+        inputs = {name: np.ascontiguousarray(images[name]) for name in images.dtype.names or ()}
+        return dict(zip(outputs, self._session.run(list(outputs), inputs), strict=True))
+
+    def warm_up(self, row: NDArray[Any]) -> float:
+        """Run one row, (1,) records, twice; returns the seconds of the second run, as the first one allocates."""
+        for _ in range(2):
+            started = time.perf_counter()
+            self.run(row, self._outputs)
+        return time.perf_counter() - started
+
+
+def _opened(path: Path, model: str | bytes, provider: str) -> ort.InferenceSession:
+    """A session on a file's name or bytes. Raises `ConfigError` naming the path."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
+    providers = [provider] if provider == CPU else [provider, CPU]
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # onnxruntime raises many unrelated types for a bad file
+        raise ConfigError(f"{path}: onnxruntime cannot load it: {error}") from error
 
 
 def warm_up_sizes(max_batch_size: int) -> list[int]:

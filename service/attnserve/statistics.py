@@ -71,7 +71,7 @@ class Statistics(QuietListener):
             _add(stats.success, call.total_s)
             _add(stats.queue, call.timings.queue_s)
             _add(stats.compute_input, call.timings.decode_s)
-            _add(stats.compute_infer, call.timings.infer_s)
+            _add(stats.compute_infer, call.timings.infer_s + call.timings.explain_s)
             _add(stats.compute_output, call.timings.postprocess_s)
 
     def _total(self, model: ModelKey) -> pb.ModelStatistics:

@@ -76,7 +76,7 @@ class Soak:
         """Ask until none are left."""
         with Client(self.target, timeout_s=60) as client:
             for turn in cycle(range(seed, seed + 120)):
-                model, level = MODELS[turn % 2], ("none", "none", "spatial")[turn % 3]
+                model, level = MODELS[turn % 2], ("none", "none", "summary")[turn % 3]
                 count = self.take(50 if turn % 5 == 0 else 1)
                 if not count:
                     return

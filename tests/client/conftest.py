@@ -23,8 +23,8 @@ BRANCH = np.array([[-1.5, 2.0], [0.25, 3.0]], np.float32)
 MEAN_GATE = np.array([[0.25, 0.5], [0.75, 1.0]], np.float32)
 
 
-def float_map(values: np.ndarray[Any, Any]) -> pb.FloatMap:
-    return pb.FloatMap(height=values.shape[0], width=values.shape[1], values=values.astype("<f4").tobytes())
+def float_map(values: np.ndarray[Any, Any]) -> pb.SpatialMap:
+    return pb.SpatialMap(height=values.shape[0], width=values.shape[1], values=values.astype("<f4").tobytes())
 
 
 class Refusal(Exception):

@@ -202,9 +202,9 @@ def test_an_answer_holds_predictions_maps_and_the_view(client: Client) -> None:
     assert answer.timings == Timings(1, 2, 3)
     gate, bam = answer.attention
     assert (gate.site, gate.kind, gate.combined, bam.channel) == ("layer1.cbam", "cbam", None, None)
-    np.testing.assert_array_equal(gate.spatial, np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.75]], np.float32))
+    np.testing.assert_array_equal(gate.spatial.values, np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.75]], np.float32))
     np.testing.assert_array_equal(gate.channel, np.array([0.5, 0.25], np.float32))
-    np.testing.assert_array_equal(bam.combined, np.array([[0.25, 0.5], [0.75, 1.0]], np.float32))
+    np.testing.assert_array_equal(bam.combined.values, np.array([[0.25, 0.5], [0.75, 1.0]], np.float32))
     assert second.predictions[0].label == "dog"
 
 
@@ -216,13 +216,15 @@ def test_a_reply_may_be_larger_than_grpcs_own_limit(client: Client, service: Any
     def large(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         reply: pb.ClassifyResponse = service.echo(request)
         size = 1200  # 5.8 MB of map; gRPC's own limit is 4 MiB
-        reply.results[0].attention[0].spatial.CopyFrom(pb.FloatMap(height=size, width=size, values=bytes(4 * size**2)))
+        reply.results[0].attention[0].spatial.CopyFrom(
+            pb.SpatialMap(height=size, width=size, values=bytes(4 * size**2))
+        )
         return reply
 
     service.answer = large
-    (answer,) = client.classify([b"cat"], model="fake", attention="spatial")
+    (answer,) = client.classify([b"cat"], model="fake", attention="summary")
     assert answer.attention[0].spatial is not None
-    assert answer.attention[0].spatial.shape == (1200, 1200)
+    assert answer.attention[0].spatial.values.shape == (1200, 1200)
 
 
 def test_a_reply_that_misses_a_picture_is_an_error(client: Client, service: Any) -> None:

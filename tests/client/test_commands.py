@@ -104,7 +104,7 @@ def test_png_figures_are_written_for_each_picture_that_was_answered(
     with Image.open(written[0]) as sheet:
         assert sheet.width > 3 * 280  # the photo and two sites
     assert f"2 files written to {tmp_path / 'maps'}: cat.attention.png" in capsys.readouterr().out
-    assert service.requests[0].attention.level == pb.ATTENTION_LEVEL_SPATIAL
+    assert service.requests[0].attention.level == pb.ATTENTION_LEVEL_SUMMARY
 
 
 def test_pictures_with_one_stem_get_their_index_appended(target: str, pictures: list[str], tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnserve.heat import JET, normalise, resize_map
 from attnserve.preprocess import CropBox
-from attnserve.render import JET, LARGEST_PANEL, Panel, figure, normalise, overlay, resize_map
+from attnserve.render import LARGEST_PANEL, Panel, figure, overlay
 
 RAMP = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
 WHOLE = CropBox(0.0, 0.0, 28.0, 28.0)

@@ -60,24 +60,24 @@ def test_maps_are_the_graph_s_own_outputs(client, test_set, pictures, model):
     for row, answer in enumerate(answers):
         assert [found.site for found in answer.attention] == [site["name"] for site in sites]
         for found, site in zip(answer.attention, sites, strict=True):
-            assert found.spatial.dtype == np.float32
-            assert found.spatial.shape == (site["height"], site["width"])
-            np.testing.assert_allclose(found.spatial, truth[site["spatial"]][row], rtol=1e-5, atol=1e-6)
+            assert found.spatial.values.dtype == np.float32
+            assert found.spatial.values.shape == (site["height"], site["width"])
+            np.testing.assert_allclose(found.spatial.values, truth[site["spatial"]][row], rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(found.channel, truth[site["channel"]][row], rtol=1e-5, atol=1e-6)
 
 
 def test_bam_s_combined_map_is_the_mean_of_the_attention_that_the_network_applies(client, test_set):
     answer = client.classify(list(test_set[0][:1]), model="fashion-mnist-bam", attention="full")[0]
     for found in answer.attention:
-        attention = 1 / (1 + np.exp(-(found.channel[:, None, None] + found.spatial)))  # (C, H, W), combine = add
-        np.testing.assert_allclose(found.combined, attention.mean(axis=0), rtol=1e-5)
+        attention = 1 / (1 + np.exp(-(found.channel[:, None, None] + found.spatial.values)))  # (C, H, W), combine = add
+        np.testing.assert_allclose(found.combined.values, attention.mean(axis=0), rtol=1e-5)
 
 
 def test_maps_come_only_when_asked_for_and_only_for_the_sites_named(client, test_set):
     image = [test_set[0][0]]
     assert client.classify(image, model="fashion-mnist-cbam")[0].attention == ()
     name = card("fashion-mnist-cbam")["sites"][2]["name"]
-    found = client.classify(image, model="fashion-mnist-cbam", attention="spatial", sites=[name])[0].attention
+    found = client.classify(image, model="fashion-mnist-cbam", attention="summary", sites=[name])[0].attention
     assert [entry.site for entry in found] == [name]
     assert found[0].channel is None
 

@@ -27,7 +27,7 @@ def test_both_clients_get_the_same_answers(server, client, pictures):
             assert await other.model(MODEL) == client.model(MODEL)
             (answer,) = await other.classify([pictures[0]], model=MODEL, attention="full")
             for site, expected in zip(answer.attention, truth[0].attention, strict=True):
-                np.testing.assert_allclose(site.spatial, expected.spatial, rtol=1e-5)
+                np.testing.assert_allclose(site.spatial.values, expected.spatial.values, rtol=1e-5)
             assert best(await other.classify(list(pictures[:20]), model=MODEL)) == best(truth)
             outcomes = [outcome async for outcome in other.classify_stream(pictures[:20], model=MODEL)]
             assert best(outcomes) == best(truth)

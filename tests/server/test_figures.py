@@ -51,10 +51,10 @@ def test_three_accounts_of_one_load_agree(start_server, pictures):
             loads = [list(pictures[at : at + IMAGES]) for at in range(CALLS)]
             answers = list(pool.map(lambda images: client.classify(images, model=MODEL, top_k=1), loads))
             two = list(pictures[:2])
-            answers += [client.classify(two, model=MODEL, top_k=1, attention="spatial") for _ in range(WITH_MAPS)]
+            answers += [client.classify(two, model=MODEL, top_k=1, attention="summary") for _ in range(WITH_MAPS)]
             for _ in range(WRONG):
                 with pytest.raises(ClientError, match="sites"):
-                    client.classify([pictures[0]], model=MODEL, attention="spatial", sites=["nowhere"])
+                    client.classify([pictures[0]], model=MODEL, attention="summary", sites=["nowhere"])
         page, stats = server.get("/metrics")[1], statistics(server)
         ours = lambda name, **labels: server.metric(f"attnserve_{name}", **LABELS, **labels)  # noqa: E731
 
@@ -92,7 +92,7 @@ def test_three_accounts_of_one_load_agree(start_server, pictures):
         maps = [found for results in answers for answer in results for found in answer.attention]
         assert maps
         for site in {found.site for found in maps}:
-            weights = [found.spatial.astype(float) for found in maps if found.site == site]
+            weights = [found.spatial.values.astype(float) for found in maps if found.site == site]
             parts = [w / w.sum() for w in weights]
             entropies = [-(p * np.log(p)).sum() / np.log(p.size) for p in parts]
             assert ours("attention_entropy_count", site=site) == len(entropies) == WITH_MAPS * 2

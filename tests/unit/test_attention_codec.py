@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from attnserve.card import Site
-from attnserve.codec.attention import image_result, outputs_for, sites_of, sources_of, timings_message
+from attnserve import drift
+from attnserve.card import Card, Explanation, Preprocessing, Site
+from attnserve.codec.attention import image_results, outputs_for, sites_of, sources_of, timings_message, wish_of
+from attnserve.codec.maps import MapStyle, Stack, style_of
 from attnserve.contract import Timings
 from attnserve.decode import Picture
-from attnserve.errors import InvalidArgument
+from attnserve.errors import Internal, InvalidArgument
+from attnserve.explain import Explained
 from attnserve.preprocess import CropBox
 from attnserve.v1 import attention_pb2 as pb
 
@@ -19,7 +26,7 @@ MUL = Site("bam2", "bam", 2, 2, 3, 8, "attention/bam2/channel", "attention/bam2/
 SPATIAL_ONLY = Site("sam", "cbam", 2, 2, 3, 8, None, "attention/sam/spatial")
 CHANNEL_ONLY = Site("se", "cbam", 2, 2, 3, 8, "attention/se/channel", None)
 SITES = [CBAM, ADD, MUL, SPATIAL_ONLY, CHANNEL_ONLY]
-NONE, SPATIAL, FULL = pb.ATTENTION_LEVEL_NONE, pb.ATTENTION_LEVEL_SPATIAL, pb.ATTENTION_LEVEL_FULL
+NONE, SUMMARY, FULL = pb.ATTENTION_LEVEL_NONE, pb.ATTENTION_LEVEL_SUMMARY, pb.ATTENTION_LEVEL_FULL
 
 
 def raw(**fields) -> pb.ClassifyRequest:
@@ -83,7 +90,7 @@ def test_without_a_level_no_site_is_shown():
     assert sites_of(pb.AttentionOptions(level=NONE, sites=["bam1"]), SITES) == []
 
 
-@pytest.mark.parametrize("level", [SPATIAL, FULL])
+@pytest.mark.parametrize("level", [SUMMARY, FULL])
 def test_without_names_every_site_is_shown_and_with_names_these_in_their_order(level):
     assert sites_of(pb.AttentionOptions(level=level), SITES) == SITES
     assert sites_of(pb.AttentionOptions(level=level, sites=["bam2", "layer1.0.cbam"]), SITES) == [MUL, CBAM]
@@ -105,7 +112,7 @@ def test_a_site_of_a_model_without_any_is_refused():
 def test_an_unknown_level_is_refused_with_the_choices(level):
     with pytest.raises(InvalidArgument, match=rf"attention\.level: unknown {level}") as caught:
         sites_of(pb.AttentionOptions(level=level), SITES)
-    assert "ATTENTION_LEVEL_SPATIAL" in str(caught.value)
+    assert "ATTENTION_LEVEL_SUMMARY" in str(caught.value)
 
 
 def test_a_site_asked_for_again_and_again_is_not_sent_again_and_again():
@@ -117,17 +124,12 @@ def test_a_site_asked_for_again_and_again_is_not_sent_again_and_again():
     assert sites == [ADD]
 
 
-def test_only_what_the_maps_need_is_computed():
-    assert outputs_for([], NONE) == ["probabilities"]
-    assert outputs_for([CBAM], SPATIAL) == ["probabilities", CBAM.spatial]
-    assert outputs_for([CBAM], FULL) == ["probabilities", CBAM.spatial, CBAM.channel]
-    assert outputs_for([ADD], SPATIAL) == ["probabilities", ADD.spatial, ADD.channel]  # for the combined map
-    assert outputs_for([SPATIAL_ONLY, CHANNEL_ONLY], SPATIAL) == ["probabilities", SPATIAL_ONLY.spatial]
-    assert outputs_for([SPATIAL_ONLY, CHANNEL_ONLY], FULL) == [
-        "probabilities",
-        SPATIAL_ONLY.spatial,
-        CHANNEL_ONLY.channel,
-    ]
+def test_only_what_the_answer_needs_is_computed():
+    assert outputs_for([]) == ["probabilities"]
+    assert outputs_for([CBAM]) == ["probabilities", CBAM.spatial, CBAM.channel]
+    assert outputs_for([SPATIAL_ONLY, CHANNEL_ONLY]) == ["probabilities", SPATIAL_ONLY.spatial, CHANNEL_ONLY.channel]
+    assert outputs_for([], wish()) == ["probabilities", "features"]
+    assert outputs_for([SPATIAL_ONLY], wish(layers=["layer3"])) == ["probabilities", SPATIAL_ONLY.spatial]
 
 
 RNG = np.random.default_rng(0)
@@ -137,16 +139,19 @@ for _site in SITES:
         RESULT[_site.channel] = RNG.normal(size=(2, 2)).astype(np.float32)
     if _site.spatial:
         RESULT[_site.spatial] = RNG.normal(size=(2, 2, 3)).astype(np.float32)
-PICTURE = Picture(np.zeros((2, 3, 3), np.uint8), 20, 30, CropBox(1.5, 2.5, 28.5, 17.5))
+PICTURE = Picture(RNG.integers(0, 256, (2, 3, 3), np.uint8), 20, 30, CropBox(1.5, 2.5, 28.5, 17.5))
 
 
-def result_of(level: int, *sites: Site, row: int = 0, top_k: int = 0) -> pb.ImageResult:
-    request = pb.ClassifyRequest(top_k=top_k, attention=pb.AttentionOptions(level=level))
-    computed = {name: RESULT[name] for name in outputs_for(sites, level)}
-    return image_result(row, PICTURE, computed, ("cat", "dog", "eel"), request, sites)
+def result_of(
+    level: int, *sites: Site, row: int = 0, top_k: int = 0, explained: Sequence[Explained] = (), **maps
+) -> pb.ImageResult:
+    options = {"attention": pb.AttentionOptions(level=level), "maps": pb.MapOptions(**maps)}
+    request = pb.ClassifyRequest(top_k=top_k, **options)
+    computed = {name: RESULT[name] for name in outputs_for(sites)}
+    return image_results([PICTURE, PICTURE], computed, explained, ("cat", "dog", "eel"), request, sites)[row]
 
 
-def floats(message: pb.FloatMap) -> np.ndarray:
+def floats(message: pb.SpatialMap) -> np.ndarray:
     return np.frombuffer(message.values, "<f4").reshape(message.height, message.width)
 
 
@@ -170,8 +175,8 @@ def test_the_view_is_told_in_pixels_of_the_original():
     assert (result.view.left, result.view.top, result.view.right, result.view.bottom) == (1.5, 2.5, 28.5, 17.5)
 
 
-def test_the_spatial_level_sends_maps_and_no_channel_vectors():
-    cbam, bam = result_of(SPATIAL, CBAM, ADD).attention
+def test_the_summary_sends_maps_and_no_channel_vectors():
+    cbam, bam = result_of(SUMMARY, CBAM, ADD).attention
     assert (cbam.site, cbam.kind, bam.site, bam.kind) == ("layer1.0.cbam", "cbam", "bam1", "bam")
     np.testing.assert_array_equal(floats(cbam.spatial), RESULT[CBAM.spatial][0])
     assert not cbam.channel
@@ -195,7 +200,7 @@ def test_a_missing_branch_is_left_out():
 
 
 @pytest.mark.parametrize("site", [ADD, MUL])
-@pytest.mark.parametrize("level", [SPATIAL, FULL])
+@pytest.mark.parametrize("level", [SUMMARY, FULL])
 def test_the_combined_map_of_a_bam_follows_the_plain_formula(site, level):
     (answer,) = result_of(level, site).attention
     channel, spatial = RESULT[site.channel][0], RESULT[site.spatial][0]
@@ -208,6 +213,149 @@ def test_the_combined_map_of_a_bam_follows_the_plain_formula(site, level):
     np.testing.assert_allclose(floats(answer.combined), expected, rtol=1e-5)
 
 
+def test_a_summary_tells_of_each_branch_in_a_few_numbers():
+    (cbam,) = result_of(SUMMARY, CBAM, row=1).attention
+    values, channel = RESULT[CBAM.spatial][1], RESULT[CBAM.channel][1]
+    assert (cbam.spatial.min, cbam.spatial.max) == (values.min(), values.max())
+    assert cbam.spatial.mean == pytest.approx(values.mean(), rel=1e-6)
+    strongest = [(each.index, each.value) for each in cbam.top_channels]
+    assert strongest == sorted(enumerate(channel.tolist()), key=lambda pair: -pair[1])
+    assert cbam.entropy == drift.row_entropies([CBAM], RESULT)[CBAM.name][1]
+    assert not result_of(SUMMARY, CHANNEL_ONLY).attention[0].HasField("entropy")
+
+
+def test_at_most_eight_channels_are_in_a_summary(monkeypatch):
+    many = np.arange(20, dtype=np.float32)[np.newaxis].repeat(2, axis=0)
+    monkeypatch.setitem(RESULT, CBAM.channel, many)
+    (cbam,) = result_of(SUMMARY, CBAM).attention
+    assert [each.index for each in cbam.top_channels] == [19, 18, 17, 16, 15, 14, 13, 12]
+
+
+LAST_LAYER = Explanation("last", "explain/last.onnx", 8, 2, 3, 4, ("gradcam", "layercam"))
+THIRD = Explanation("layer3", "explain/layer3.onnx", 4, 2, 3, 4, ("gradcam",))
+EXPLAINED = Card("net", Preprocessing(16, 24), ("cat", "dog", "eel"), explain=(LAST_LAYER, THIRD))
+
+
+def wish(*, max_rows: int = 99, images: int = 1, **options):
+    request = pb.ClassifyRequest(images=[pb.Image()] * images, explain=pb.ExplainOptions(**options))
+    return wish_of(request, EXPLAINED, max_rows)
+
+
+def test_who_does_not_ask_gets_no_explanation():
+    assert wish_of(pb.ClassifyRequest(), EXPLAINED, 99) is None
+
+
+def test_an_empty_wish_is_grad_cam_of_the_predicted_class_by_the_last_layer():
+    asked = wish()
+    assert (asked.layers, asked.method, asked.classes, asked.top_k) == ((LAST_LAYER,), "gradcam", (), 1)
+
+
+def test_layers_and_classes_named_again_count_once():
+    asked = wish(layers=["layer3", "last", "layer3"], classes=[2, 0, 2])
+    assert (asked.layers, asked.classes, asked.rows_per_image) == ((THIRD, LAST_LAYER), (2, 0), 2)
+
+
+def test_more_classes_than_there_are_means_all():
+    assert wish(top_k=4_000_000_000).rows_per_image == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["layer9"]}, "explain.layers: unknown 'layer9'; the model has last, layer3"),
+        ({"method": "magic"}, "explain.method: 'last' has no 'magic'; choose gradcam, layercam"),
+        ({"method": "layercam", "layers": ["layer3"]}, "explain.method: 'layer3' has no 'layercam'; choose gradcam"),
+        ({"classes": [0, 3]}, "explain.classes: no 3; the model has 0 to 2"),
+        ({"classes": [0], "top_k": 1}, "explain: give classes or top_k, not both"),
+        ({"top_k": 3, "images": 4, "max_rows": 11}, "explain: at most 11 images times classes in one request, got 12"),
+    ],
+)
+def test_a_wish_that_cannot_be_fulfilled_is_refused_with_the_choices(options, message):
+    with pytest.raises(InvalidArgument) as caught:
+        wish(**options)
+    assert str(caught.value) == message
+
+
+def test_explanations_come_by_layer_and_then_by_class():
+    maps = RNG.random((2, 2, 2, 3), np.float32)  # two pictures, two classes each
+    classes = np.array([[1, 2], [0, 2]])
+    layers = [Explained(LAST_LAYER, "gradcam", classes, maps), Explained(THIRD, "gradcam", classes, maps + 1)]
+    found = result_of(NONE, row=1, explained=layers).explanations
+    assert [(each.layer, each.method, each.class_index, each.label) for each in found] == [
+        ("last", "gradcam", 0, "cat"),
+        ("last", "gradcam", 2, "eel"),
+        ("layer3", "gradcam", 0, "cat"),
+        ("layer3", "gradcam", 2, "eel"),
+    ]
+    np.testing.assert_array_equal(floats(found[1].map), maps[1, 1])
+    np.testing.assert_array_equal(floats(found[2].map), maps[1, 0] + 1)
+    assert not any(each.map.empty for each in found)
+
+
+def test_a_map_of_zeros_is_empty_in_every_form_and_never_nan():
+    nothing = [Explained(LAST_LAYER, "gradcam", np.zeros((2, 1), np.int64), np.zeros((2, 1, 2, 3), np.float32))]
+    for form in (pb.MAP_FORM_RAW, pb.MAP_FORM_NORMALISED):
+        (found,) = result_of(NONE, explained=nothing, form=form).explanations
+        assert found.map.empty
+        assert floats(found.map).tolist() == [[0, 0, 0], [0, 0, 0]]
+    (found,) = result_of(NONE, explained=nothing, form=pb.MAP_FORM_HEATMAP, colormap="grey").explanations
+    assert (pixels(found.map) == 0).all()
+
+
+def pixels(message: pb.SpatialMap) -> np.ndarray:
+    assert not message.values
+    picture = np.asarray(Image.open(io.BytesIO(message.png)))
+    assert picture.shape == (message.height, message.width, 3)
+    return picture
+
+
+MAP = np.array([[0.0, 1.0], [3.0, 7.0]], np.float32)
+
+
+def test_the_forms_follow_each_other_from_numbers_to_pixels():
+    """At twice the map's size and by hand: bilinear between pixel centres, 0..1, then grey, then half of each."""
+    view = RNG.integers(0, 256, (4, 4, 3), np.uint8)
+    near = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])  # weights of the two samples at each pixel
+    expected = near @ (MAP / 7) @ near.T
+    stack = Stack(MAP[np.newaxis])
+    made = {form: stack.message(0, MapStyle(form, "grey", 0.5), view) for form in pb.MapForm.values()}
+    np.testing.assert_array_equal(floats(made[pb.MAP_FORM_RAW]), MAP)
+    np.testing.assert_allclose(floats(made[pb.MAP_FORM_NORMALISED]), expected, atol=1e-6)
+    grey = np.repeat(np.rint(255 * expected)[..., np.newaxis], 3, axis=2)
+    np.testing.assert_array_equal(pixels(made[pb.MAP_FORM_HEATMAP]), grey)
+    np.testing.assert_array_equal(pixels(made[pb.MAP_FORM_OVERLAY]), np.rint((grey + view) / 2))
+    for message in made.values():
+        assert (message.min, message.max, message.mean, message.empty) == (0, 7, 2.75, False)
+
+
+def test_a_map_that_is_not_finite_is_no_picture():
+    broken = Stack(np.array([[[np.nan, 1.0]]], np.float32))
+    with pytest.raises(Internal, match="not finite"):
+        broken.message(0, MapStyle(pb.MAP_FORM_OVERLAY, "jet", 0.5), np.zeros((2, 2, 3), np.uint8))
+
+
+def test_the_style_has_defaults():
+    assert style_of(pb.MapOptions()) == (pb.MAP_FORM_RAW, "jet", 0.5)
+    assert not style_of(pb.MapOptions()).draws
+    assert style_of(pb.MapOptions(form=pb.MAP_FORM_NORMALISED)).draws
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": 9}, "maps.form: unknown 9; choose MAP_FORM_RAW, MAP_FORM_NORMALISED"),
+        ({"colormap": "rainbow"}, "maps.colormap: unknown 'rainbow'; choose jet, viridis, grey"),
+        ({"alpha": 1.5}, "maps.alpha: must be within 0..1, got 1.5"),
+        ({"alpha": float("nan")}, "maps.alpha: must be within 0..1, got nan"),
+    ],
+)
+def test_a_style_that_does_not_exist_is_refused_with_the_choices(options, message):
+    with pytest.raises(InvalidArgument) as caught:
+        style_of(pb.MapOptions(**options))
+    assert str(caught.value).startswith(message)
+
+
 def test_timings_are_milliseconds():
-    message = timings_message(Timings(decode_s=0.5, queue_s=0.25, infer_s=0.125, postprocess_s=9))
-    assert (message.decode_ms, message.queue_ms, message.infer_ms) == (500, 250, 125)
+    spent = Timings(decode_s=0.5, queue_s=0.25, infer_s=0.125, explain_s=0.0625, postprocess_s=9)
+    message = timings_message(spent)
+    assert (message.decode_ms, message.queue_ms, message.infer_ms, message.explain_ms) == (500, 250, 125, 62.5)

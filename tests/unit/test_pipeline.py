@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import queue
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from attnserve.errors import (
     Overloaded,
     Unavailable,
 )
-from attnserve.pipeline import Pipeline, guarded
+from attnserve.guard import guarded
+from attnserve.pipeline import Pipeline
 
 
 def grey(value: int) -> bytes:
@@ -53,7 +55,8 @@ def admission():
 @pytest.fixture
 def pipeline(admission, ears, clock):
     pool = DecodePool(2, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
-    yield Pipeline(admission, pool, ears, default_timeout_s=60, clock=clock)
+    with ThreadPoolExecutor(1) as drawing:
+        yield Pipeline(admission, pool, ears, drawing, default_timeout_s=60, clock=clock)
     pool.close()
 
 
@@ -82,7 +85,8 @@ def test_views_are_run_as_they_are_and_the_reply_is_what_finish_makes_of_the_res
 def test_pictures_are_decoded_run_and_handed_to_finish_in_order(pipeline, model, puppet, ask, mailbox, admission):
     asked = ask()
 
-    def finish(pictures, result):
+    def finish(pictures, result, explained):
+        assert explained == []
         return [(int(p.pixels[0, 0, 0]), p.height, p.width) for p in pictures], first_column(result)
 
     pipeline.run_sources(model, [grey(5), views(6)[0], grey(4)], OUTPUTS, asked.call, finish)
@@ -97,7 +101,7 @@ def test_pictures_are_decoded_run_and_handed_to_finish_in_order(pipeline, model,
 
 def test_raw_views_are_queued_without_a_turn_of_the_inbox(pipeline, model, puppet, ask, mailbox):
     asked = ask()
-    pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, lambda pictures, _: len(pictures))
+    pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, lambda pictures, *_: len(pictures))
     run = puppet.next()
     assert run.values == [5, 6]
     assert mailbox.is_empty()
@@ -419,7 +423,7 @@ def test_many_calls_in_flight_each_get_their_own_answer(pipeline, model, puppet,
         if number % 2:
             pipeline.run_images(model, views(number), OUTPUTS, one.call, first_column)
         else:
-            pipeline.run_sources(model, [grey(number)], OUTPUTS, one.call, lambda _, result: first_column(result))
+            pipeline.run_sources(model, [grey(number)], OUTPUTS, one.call, lambda _, result, __: first_column(result))
     puppet.release()
     try:
         mailbox.open_until(lambda: all(one.answers for one in asked))

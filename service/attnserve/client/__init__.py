@@ -1,4 +1,4 @@
-"""The Python client of `attnserve.v1`: pictures in, predictions and attention maps out as numpy arrays.
+"""The Python client of `attnserve.v1`: pictures in, predictions and the maps behind them out as numpy arrays.
 
 Knows the protocol only: no server module, no onnxruntime, no torch. Import the names from here. Reading order:
 `messages` (what goes in and comes out), `errors` (what a failed call becomes), `retry` (whether it is tried again),
@@ -15,11 +15,17 @@ from attnserve.client.messages import (
     AttentionLevel,
     AttentionMap,
     Classification,
+    Explain,
+    ExplainLayer,
+    Explanation,
+    MapForm,
+    MapStyle,
     ModelInfo,
     ModelStatus,
     Picture,
     Prediction,
     SiteInfo,
+    SpatialMap,
     Timings,
 )
 from attnserve.client.retry import Retry
@@ -33,11 +39,17 @@ __all__ = [
     "Client",
     "ClientError",
     "CropBox",
+    "Explain",
+    "ExplainLayer",
+    "Explanation",
+    "MapForm",
+    "MapStyle",
     "ModelInfo",
     "ModelStatus",
     "Picture",
     "Prediction",
     "Retry",
     "SiteInfo",
+    "SpatialMap",
     "Timings",
 ]

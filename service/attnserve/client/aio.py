@@ -27,8 +27,11 @@ from attnserve.client.calls import (
 )
 from attnserve.client.errors import ClientError
 from attnserve.client.messages import (
+    RAW,
     AttentionLevel,
     Classification,
+    Explain,
+    MapStyle,
     ModelInfo,
     ModelStatus,
     Picture,
@@ -90,10 +93,21 @@ class AsyncClient:
         top_k: int = 5,
         attention: AttentionLevel = "none",
         sites: Sequence[str] = (),
+        explain: Explain | None = None,
+        maps: MapStyle = RAW,
         timeout_s: float | None = None,
     ) -> list[Classification]:
         """As `Client.classify`."""
-        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        pack = partial(
+            to_request,
+            model=model,
+            version=version,
+            top_k=top_k,
+            attention=attention,
+            sites=sites,
+            explain=explain,
+            maps=maps,
+        )
         request = await off_loop(partial(pack, images), images)
         return answers(await self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
 
@@ -106,6 +120,8 @@ class AsyncClient:
         top_k: int = 5,
         attention: AttentionLevel = "none",
         sites: Sequence[str] = (),
+        explain: Explain | None = None,
+        maps: MapStyle = RAW,
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> AsyncGenerator[Classification | ClientError, None]:
@@ -117,7 +133,16 @@ class AsyncClient:
         (`contextlib.aclosing`), or the call lasts until the generator is collected.
         """
         check_window(max_in_flight)
-        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        pack = partial(
+            to_request,
+            model=model,
+            version=version,
+            top_k=top_k,
+            attention=attention,
+            sites=sites,
+            explain=explain,
+            maps=maps,
+        )
         with self._translated():
             call = self._stub.ClassifyStream(timeout=self._terms.timeout_of(timeout_s), metadata=self._terms.metadata)
             stream = Stream(images, pack, call, max_in_flight)

@@ -30,8 +30,11 @@ from attnserve.client.calls import (
 )
 from attnserve.client.errors import ClientError
 from attnserve.client.messages import (
+    RAW,
     AttentionLevel,
     Classification,
+    Explain,
+    MapStyle,
     ModelInfo,
     ModelStatus,
     Picture,
@@ -104,14 +107,26 @@ class Client:
         top_k: int = 5,
         attention: AttentionLevel = "none",
         sites: Sequence[str] = (),
+        explain: Explain | None = None,
+        maps: MapStyle = RAW,
         timeout_s: float | None = None,
     ) -> list[Classification]:
         """Classify all `images` in one call: one answer per picture, in order; one bad picture fails the call.
 
-        An empty `version` is the newest that is ready, `top_k` 0 is all classes, empty `sites` is all sites. Blocks.
+        An empty `version` is the newest that is ready, `top_k` 0 is all classes, empty `sites` is all sites; without
+        `explain` no class is explained. Blocks.
         Raises `ValueError` for an array of another dtype or shape, `OSError` for a file that cannot be read.
         """
-        request = to_request(images, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        request = to_request(
+            images,
+            model=model,
+            version=version,
+            top_k=top_k,
+            attention=attention,
+            sites=sites,
+            explain=explain,
+            maps=maps,
+        )
         return answers(self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
 
     def classify_stream(
@@ -123,6 +138,8 @@ class Client:
         top_k: int = 5,
         attention: AttentionLevel = "none",
         sites: Sequence[str] = (),
+        explain: Explain | None = None,
+        maps: MapStyle = RAW,
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> Iterator[Classification | ClientError]:
@@ -139,7 +156,16 @@ class Client:
         choose 1 for a live source. `timeout_s` spans the whole stream: give it the time that all pictures need.
         """
         check_window(max_in_flight)
-        pack = partial(to_request, model=model, version=version, top_k=top_k, attention=attention, sites=sites)
+        pack = partial(
+            to_request,
+            model=model,
+            version=version,
+            top_k=top_k,
+            attention=attention,
+            sites=sites,
+            explain=explain,
+            maps=maps,
+        )
         requests: SimpleQueue[pb.ClassifyRequest | None] = SimpleQueue()
         call = self._begun(self._stub.ClassifyStream, iter(requests.get, None), self._terms.timeout_of(timeout_s))
         try:

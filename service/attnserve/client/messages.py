@@ -20,14 +20,59 @@ from attnserve.v1 import attention_pb2 as pb
 Picture: TypeAlias = bytes | Path | NDArray[Any]
 """Encoded bytes (JPEG, PNG, WebP), the path of such a file, or pixels: (H, W, 3), (H, W, 1) or (H, W) uint8."""
 
-AttentionLevel: TypeAlias = Literal["none", "spatial", "full"]
-"""No maps; the spatial map of each site; the spatial map and the channel vector of each site."""
+AttentionLevel: TypeAlias = Literal["none", "summary", "full"]
+"""No maps; of each site the spatial map and the strongest channels; the whole channel vector too."""
+
+MapForm: TypeAlias = Literal["raw", "normalised", "heatmap", "overlay"]
+"""As the network computed it, at feature resolution; 0..1 at the size of the model's view; that in colours, as a PNG;
+the colours over the view, as a PNG."""
 
 _LEVELS: dict[AttentionLevel, pb.AttentionLevel] = {
     "none": pb.ATTENTION_LEVEL_NONE,
-    "spatial": pb.ATTENTION_LEVEL_SPATIAL,
+    "summary": pb.ATTENTION_LEVEL_SUMMARY,
     "full": pb.ATTENTION_LEVEL_FULL,
 }
+
+_FORMS: dict[MapForm, pb.MapForm] = {
+    "raw": pb.MAP_FORM_RAW,
+    "normalised": pb.MAP_FORM_NORMALISED,
+    "heatmap": pb.MAP_FORM_HEATMAP,
+    "overlay": pb.MAP_FORM_OVERLAY,
+}
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Which classes are to be explained, by which layers and how.
+
+    Attributes:
+        layers: Of `ModelInfo.explain_layers`; `last` is the map before the pool.
+        method: `gradcam`, `counterfactual`, `hirescam`, `layercam` or `gradcam++`.
+        classes: Class indices, the same for every picture; empty for the most probable ones of each.
+        top_k: Without `classes`, how many of the most probable ones; 0 is 1, the predicted class.
+    """
+
+    layers: Sequence[str] = ("last",)
+    method: str = "gradcam"
+    classes: Sequence[int] = ()
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class MapStyle:
+    """How every map of an answer comes.
+
+    Attributes:
+        colormap: `jet`, `viridis` or `grey`, for the forms that are pictures.
+        alpha: Weight of the colours in an overlay, above 0 and at most 1.
+    """
+
+    form: MapForm = "raw"
+    colormap: str = "jet"
+    alpha: float = 0.5
+
+
+RAW = MapStyle()
 
 
 @dataclass(frozen=True)
@@ -40,22 +85,56 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class SpatialMap:
+    """One map; it covers the picture's `view`.
+
+    Attributes:
+        values: (h, w) float32 in the forms `raw` and `normalised`, else None.
+        png: An RGB picture in the forms `heatmap` and `overlay`, else None.
+        min, max, mean: Of the map as the network computed it, in every form.
+        empty: Whether every value is 0, so that there is nothing to see.
+    """
+
+    values: NDArray[np.float32] | None
+    png: bytes | None
+    min: float
+    max: float
+    mean: float
+    empty: bool
+
+
+@dataclass(frozen=True)
 class AttentionMap:
-    """What one attention module computed for one picture, at feature resolution; it covers the picture's `view`.
+    """What one attention module computed for one picture.
 
     Attributes:
         site: The module's name in the network, e.g. `layer3.1.cbam`.
         kind: `cbam` or `bam`.
-        spatial: (h, w) float32, or None. CBAM: the gate, 0..1. BAM: the spatial branch before the sigmoid.
+        spatial: Or None where it has no such branch. CBAM: the gate, 0..1. BAM: the branch before the sigmoid.
         channel: (C,) float32, or None below attention level `full`; gate or branch as above.
-        combined: (h, w) float32, or None; BAM only: the gate M, averaged over channels, 0..1.
+        combined: BAM only, else None: the gate M, averaged over channels, 0..1.
+        entropy: Of the spatial map, 0 (one position has it all) to 1 (even); None for a map of one position.
+        top_channels: Index and value of the greatest values of the channel vector, the greatest first.
     """
 
     site: str
     kind: str
-    spatial: NDArray[np.float32] | None
+    spatial: SpatialMap | None
     channel: NDArray[np.float32] | None
-    combined: NDArray[np.float32] | None
+    combined: SpatialMap | None
+    entropy: float | None
+    top_channels: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the evidence for one class lies: a map that is at least 0, of the class's logit."""
+
+    layer: str
+    method: str
+    class_index: int
+    label: str
+    map: SpatialMap
 
 
 @dataclass(frozen=True)
@@ -65,6 +144,7 @@ class Timings:
     decode_ms: float
     queue_ms: float
     infer_ms: float
+    explain_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +158,7 @@ class Classification:
         view: The part of the upright original, in its pixels, that the model saw and that every map covers.
         image_height, image_width: Size of the upright original in pixels.
         timings: Of the call that brought this answer; the pictures of one `classify` call share it.
+        explanations: By layer as asked for, then by class: the most probable first, or as asked for.
     """
 
     model: str
@@ -88,6 +169,7 @@ class Classification:
     image_height: int
     image_width: int
     timings: Timings
+    explanations: tuple[Explanation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +193,7 @@ class SiteInfo:
         stride: Pixels of the view per pixel of the spatial map.
         combine: BAM only: `add` or `mul`; else empty.
         has_channel, has_spatial: Which of its two branches the server can show.
+        range: Bounds of their values, or None where there are none.
     """
 
     name: str
@@ -122,6 +205,18 @@ class SiteInfo:
     combine: str
     has_channel: bool
     has_spatial: bool
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ExplainLayer:
+    """A layer by which classes can be explained: the shape of its maps, pixels of the view per position, methods."""
+
+    layer: str
+    height: int
+    width: int
+    stride: int
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +231,7 @@ class ModelInfo:
         execution_provider: ONNX Runtime's, e.g. `CPUExecutionProvider`.
         card: The model card, parsed.
         card_digest: SHA-256 (hex) of the card; names the exact model.
+        explain_layers: By which classes can be explained, the last one first.
     """
 
     name: str
@@ -148,10 +244,19 @@ class ModelInfo:
     execution_provider: str
     card: dict[str, Any]
     card_digest: str
+    explain_layers: tuple[ExplainLayer, ...] = ()
 
 
 def to_request(
-    images: Sequence[Picture], *, model: str, version: str, top_k: int, attention: AttentionLevel, sites: Sequence[str]
+    images: Sequence[Picture],
+    *,
+    model: str,
+    version: str,
+    top_k: int,
+    attention: AttentionLevel,
+    sites: Sequence[str],
+    explain: Explain | None,
+    maps: MapStyle,
 ) -> pb.ClassifyRequest:
     """One request for all `images`; raises `ValueError` for a bad array and `OSError` for an unreadable file."""
     return pb.ClassifyRequest(
@@ -160,7 +265,19 @@ def to_request(
         images=[_to_image(image) for image in images],
         top_k=top_k,
         attention=pb.AttentionOptions(level=_LEVELS[attention], sites=sites),
+        explain=_to_explain(explain) if explain else None,
+        maps=None if maps == RAW else _to_options(maps),
     )
+
+
+def _to_explain(explain: Explain) -> pb.ExplainOptions:
+    return pb.ExplainOptions(layers=explain.layers, method=explain.method, classes=explain.classes, top_k=explain.top_k)
+
+
+def _to_options(maps: MapStyle) -> pb.MapOptions:
+    if maps.form not in _FORMS:
+        raise ValueError(f"maps: no form {maps.form!r}; choose {', '.join(_FORMS)}")
+    return pb.MapOptions(form=_FORMS[maps.form], colormap=maps.colormap, alpha=maps.alpha)
 
 
 def _to_image(image: Picture) -> pb.Image:
@@ -182,7 +299,8 @@ def _to_raw(pixels: NDArray[Any]) -> pb.RawImage:
 
 def from_reply(reply: pb.ClassifyResponse) -> list[Classification]:
     """One `Classification` per picture, in order."""
-    timings = Timings(reply.timings.decode_ms, reply.timings.queue_ms, reply.timings.infer_ms)
+    spent = reply.timings
+    timings = Timings(spent.decode_ms, spent.queue_ms, spent.infer_ms, spent.explain_ms)
     return [_from_result(reply.model, reply.version, result, timings) for result in reply.results]
 
 
@@ -197,6 +315,10 @@ def _from_result(model: str, version: str, result: pb.ImageResult, timings: Timi
         image_height=result.image_height,
         image_width=result.image_width,
         timings=timings,
+        explanations=tuple(
+            Explanation(each.layer, each.method, each.class_index, each.label, _from_map(each.map))
+            for each in result.explanations
+        ),
     )
 
 
@@ -207,12 +329,15 @@ def _from_attention(attention: pb.AttentionMap) -> AttentionMap:
         spatial=_from_map(attention.spatial) if attention.HasField("spatial") else None,
         channel=np.array(attention.channel, np.float32) if attention.channel else None,
         combined=_from_map(attention.combined) if attention.HasField("combined") else None,
+        entropy=attention.entropy if attention.HasField("entropy") else None,
+        top_channels=tuple((each.index, each.value) for each in attention.top_channels),
     )
 
 
-def _from_map(message: pb.FloatMap) -> NDArray[np.float32]:
-    """(h, w) float32, a view of the message's bytes and so read-only."""
-    return np.frombuffer(message.values, "<f4").reshape(message.height, message.width)
+def _from_map(message: pb.SpatialMap) -> SpatialMap:
+    """Its values are a view of the message's bytes and so read-only."""
+    values = None if message.png else np.frombuffer(message.values, "<f4").reshape(message.height, message.width)
+    return SpatialMap(values, message.png or None, message.min, message.max, message.mean, message.empty)
 
 
 def from_model(message: pb.Model) -> ModelInfo:
@@ -228,6 +353,10 @@ def from_model(message: pb.Model) -> ModelInfo:
         execution_provider=message.execution_provider,
         card=json.loads(message.card_json) if message.card_json else {},
         card_digest=message.card_digest,
+        explain_layers=tuple(
+            ExplainLayer(each.layer, each.height, each.width, each.stride, tuple(each.methods))
+            for each in message.explain_layers
+        ),
     )
 
 
@@ -242,4 +371,5 @@ def _from_site(site: pb.Site) -> SiteInfo:
         combine=site.combine,
         has_channel=site.has_channel,
         has_spatial=site.has_spatial,
+        range=(site.min_value, site.max_value) if site.HasField("max_value") else None,
     )

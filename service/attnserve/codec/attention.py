@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnserve.card import Site
+from attnserve import drift
+from attnserve.card import GRADCAM, LAST, Card, Site
+from attnserve.codec.maps import MapStyle, Stack, style_of
 from attnserve.contract import Outputs, Timings
 from attnserve.decode import Picture
 from attnserve.decode_pool import Source
 from attnserve.errors import InvalidArgument
+from attnserve.explain import Explained, Wish
 from attnserve.postprocess import combined_bam, top_k
 from attnserve.v1 import attention_pb2 as pb
+
+_TOP_CHANNELS = 8
 
 
 def sources_of(request: pb.ClassifyRequest, max_images: int) -> list[Source]:
@@ -62,55 +67,113 @@ def sites_of(options: pb.AttentionOptions, available: Sequence[Site]) -> list[Si
     return [by_name[name] for name in dict.fromkeys(options.sites)]
 
 
-def outputs_for(sites: Sequence[Site], level: int) -> list[str]:
-    """Graph outputs that answer a request: the probabilities, and each site's branches as far as its maps need them."""
-    names = ["probabilities"]
-    for site in sites:
-        if site.spatial:
-            names.append(site.spatial)
-        if site.channel and (level == pb.ATTENTION_LEVEL_FULL or site.kind == "bam"):
-            names.append(site.channel)
-    return names
+def outputs_for(sites: Sequence[Site], wish: Wish | None = None) -> list[str]:
+    """Graph outputs that answer a request: the probabilities, each site's branches, and what the wish needs."""
+    branches = [name for site in sites for name in (site.spatial, site.channel) if name]
+    return list(dict.fromkeys(["probabilities", *branches, *(wish.outputs if wish else ())]))
 
 
-def image_result(
-    row: int,
-    picture: Picture,
+def wish_of(request: pb.ClassifyRequest, card: Card, max_rows: int) -> Wish | None:
+    """What is to be explained; None where the request does not ask. Raises `InvalidArgument` naming the choices.
+
+    Args:
+        max_rows: Most images times classes.
+    """
+    if not request.HasField("explain"):
+        return None
+    options, available = request.explain, {layer.layer: layer for layer in card.explain}
+    names = list(dict.fromkeys(options.layers)) or [LAST]
+    if unknown := [name for name in names if name not in available]:
+        raise InvalidArgument(f"explain.layers: unknown {unknown[0]!r}; the model has {', '.join(available) or 'none'}")
+    method = options.method or GRADCAM
+    for name in names:
+        if method not in available[name].methods:
+            choices = ", ".join(available[name].methods)
+            raise InvalidArgument(f"explain.method: {name!r} has no {method!r}; choose {choices}")
+    classes = tuple(dict.fromkeys(options.classes))
+    if wrong := [number for number in classes if number >= len(card.labels)]:
+        raise InvalidArgument(f"explain.classes: no {wrong[0]}; the model has 0 to {len(card.labels) - 1}")
+    if classes and options.top_k:
+        raise InvalidArgument("explain: give classes or top_k, not both")
+    view = card.preprocessing
+    layers = tuple(available[name] for name in names)
+    wish = Wish(layers, method, classes, min(options.top_k or 1, len(card.labels)), view.height, view.width)
+    rows = wish.rows_per_image * len(request.images)
+    if rows > max_rows:
+        raise InvalidArgument(f"explain: at most {max_rows} images times classes in one request, got {rows}")
+    return wish
+
+
+def image_results(
+    pictures: Sequence[Picture],
     result: Outputs,
+    explained: Sequence[Explained],
     labels: Sequence[str],
     request: pb.ClassifyRequest,
     sites: Sequence[Site],
-) -> pb.ImageResult:
-    """The answer for picture number `row` of the request."""
-    probabilities = result["probabilities"][row]  # (K,) float32
-    box = picture.box
-    return pb.ImageResult(
-        predictions=[
-            pb.Prediction(index=index, label=labels[index], probability=probabilities[index])
-            for index in map(int, top_k(probabilities, request.top_k))
-        ],
-        attention=[_attention_map(row, site, result, request.attention.level) for site in sites],
-        view=pb.CropBox(left=box.left, top=box.top, right=box.right, bottom=box.bottom),
-        image_height=picture.height,
-        image_width=picture.width,
-    )
+) -> list[pb.ImageResult]:
+    """The answer for each picture of the request."""
+    style = style_of(request.maps)
+    shown = [_SiteMaps(site, result, request.attention.level) for site in sites]
+    grounds = [(each, Stack(each.maps)) for each in explained]
+    answers = []
+    for row, picture in enumerate(pictures):
+        probabilities = result["probabilities"][row]  # (K,) float32
+        box = picture.box
+        answers.append(
+            pb.ImageResult(
+                predictions=[
+                    pb.Prediction(index=index, label=labels[index], probability=probabilities[index])
+                    for index in map(int, top_k(probabilities, request.top_k))
+                ],
+                attention=[maps.message(row, style, picture) for maps in shown],
+                view=pb.CropBox(left=box.left, top=box.top, right=box.right, bottom=box.bottom),
+                image_height=picture.height,
+                image_width=picture.width,
+                explanations=[
+                    pb.Explanation(
+                        layer=each.layer.layer,
+                        method=each.method,
+                        class_index=index,
+                        label=labels[index],
+                        map=stack.message((row, column), style, picture.pixels),
+                    )
+                    for each, stack in grounds
+                    for column, index in enumerate(each.classes[row].tolist())
+                ],
+            )
+        )
+    return answers
 
 
-def _attention_map(row: int, site: Site, result: Outputs, level: int) -> pb.AttentionMap:
-    answer = pb.AttentionMap(site=site.name, kind=site.kind)
-    spatial = result[site.spatial][row] if site.spatial else None  # (H, W) float32
-    channel = result[site.channel][row] if site.channel and site.channel in result else None  # (C,) float32
-    if spatial is not None:
-        answer.spatial.CopyFrom(_float_map(spatial))
-    if channel is not None and level == pb.ATTENTION_LEVEL_FULL:
-        answer.channel.extend(channel.tolist())
-    if site.kind == "bam" and spatial is not None and channel is not None:
-        answer.combined.CopyFrom(_float_map(combined_bam(channel, spatial, site.combine or "add")))
-    return answer
+class _SiteMaps:
+    """One site's maps of a whole request."""
 
+    def __init__(self, site: Site, result: Outputs, level: int) -> None:
+        self._site = site
+        self._full = level == pb.ATTENTION_LEVEL_FULL
+        self._spatial = Stack(result[site.spatial]) if site.spatial else None
+        self._channel = result[site.channel] if site.channel else None  # (N, C) float32
+        self._entropy = drift.row_entropies([site], result).get(site.name)
 
-def _float_map(values: NDArray[np.float32]) -> pb.FloatMap:
-    return pb.FloatMap(height=values.shape[0], width=values.shape[1], values=values.astype("<f4").tobytes())
+    def message(self, row: int, style: MapStyle, picture: Picture) -> pb.AttentionMap:
+        """Those of one picture."""
+        site, spatial = self._site, self._spatial
+        channel = None if self._channel is None else self._channel[row]  # (C,)
+        answer = pb.AttentionMap(site=site.name, kind=site.kind)
+        if spatial is not None:
+            answer.spatial.CopyFrom(spatial.message(row, style, picture.pixels))
+        if self._entropy is not None:
+            answer.entropy = self._entropy[row]
+        if channel is not None:
+            for index in map(int, top_k(channel, _TOP_CHANNELS)):
+                answer.top_channels.add(index=index, value=channel[index])
+            if self._full:
+                answer.channel.extend(channel.tolist())
+        if site.kind == "bam" and spatial is not None and channel is not None:
+            combined = combined_bam(channel, spatial.values[row], site.combine or "add")
+            answer.combined.CopyFrom(Stack(combined[np.newaxis]).message(0, style, picture.pixels))
+        return answer
 
 
 def timings_message(timings: Timings) -> pb.Timings:
@@ -119,4 +182,5 @@ def timings_message(timings: Timings) -> pb.Timings:
         decode_ms=timings.decode_s * 1e3,
         queue_ms=timings.queue_s * 1e3,
         infer_ms=timings.infer_s * 1e3,
+        explain_ms=timings.explain_s * 1e3,
     )

@@ -100,7 +100,7 @@ def _outcomes(
         model=info.name,
         version=info.version,
         top_k=args.top_k,
-        attention="spatial" if args.maps else "none",
+        attention="summary" if args.maps else "none",
         timeout_s=args.timeout_s * len(args.images),
         max_in_flight=PICTURES_IN_FLIGHT,
     )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attnserve.card import Explanation, Preprocessing, Site
+from attnserve.card import LAST, Explanation, Preprocessing, Site
 from attnserve.errors import ConfigError
 from attnserve.export import cams, onnx_writer, parity
 from attnserve.export.backward import by_autograd, by_vjp, traced
@@ -34,7 +34,6 @@ from attnserve.export.resnet import STAGES, ResNet
 from attnserve.export.servable import Servable
 from attnserve.export.tap import Tapped
 
-LAST = "last"
 FOLDER = "explain"
 HEAD_TOLERANCE = 1e-4  # of max(1, max|logits|): float32 sums in another order
 TOLERANCES = {LAST: 1e-5}  # of the largest value: float32 sums in another order

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import grpc
 
+from attnserve.card import Site
 from attnserve.codec import attention as codec
+from attnserve.codec.maps import style_of
 from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
 from attnserve.errors import AttnserveError
+from attnserve.explain import Explained
 from attnserve.handlers.table import Method
 from attnserve.lifecycle import READY
 from attnserve.models import Model, Models
@@ -46,19 +47,21 @@ class AttentionHandlers:
         call.level = request.priority
         sources = codec.sources_of(request, self._max_images)
         sites = codec.sites_of(request.attention, model.files.card.sites)
-        outputs = codec.outputs_for(sites, request.attention.level)
+        wish = codec.wish_of(request, model.files.card, self._max_images)
+        style = style_of(request.maps)
 
-        def finish(pictures: list[Picture], result: Outputs) -> pb.ClassifyResponse:
-            answer = partial(codec.image_result, result=result, labels=model.files.labels, request=request, sites=sites)
+        def finish(pictures: list[Picture], result: Outputs, explained: list[Explained]) -> pb.ClassifyResponse:
             return pb.ClassifyResponse(
                 model=model.key.name,
                 version=model.key.version,
                 id=request.id,
-                results=[answer(row, picture) for row, picture in enumerate(pictures)],
+                results=codec.image_results(pictures, result, explained, model.files.labels, request, sites),
                 timings=codec.timings_message(call.timings),
             )
 
-        self._pipeline.run_sources(model, sources, outputs, call, finish)
+        draws = style.draws and bool(sites or wish)
+        outputs = codec.outputs_for(sites, wish)
+        self._pipeline.run_sources(model, sources, outputs, call, finish, wish=wish, draws=draws)
 
     def list_models(self, request: pb.ListModelsRequest, call: Call) -> None:  # noqa: ARG002
         """Every version that is or was loaded or should be, and why those that are not ready are not."""
@@ -97,6 +100,7 @@ def _model_message(model: Model) -> pb.Model:
                 combine=site.combine or "",
                 has_channel=site.channel is not None,
                 has_spatial=site.spatial is not None,
+                **_range_of(site),
             )
             for site in card.sites
         ],
@@ -104,7 +108,18 @@ def _model_message(model: Model) -> pb.Model:
         execution_provider=model.provider,
         card_json=card.to_json(),
         card_digest=card.digest,
+        explain_layers=[
+            pb.ExplainLayer(
+                layer=layer.layer, height=layer.height, width=layer.width, stride=layer.stride, methods=layer.methods
+            )
+            for layer in card.explain
+        ],
     )
+
+
+def _range_of(site: Site) -> dict[str, float]:
+    """Bounds of what the site's branches hold; BAM's are given before the sigmoid and have none."""
+    return {} if site.kind == "bam" else {"min_value": 0.0, "max_value": 1.0}
 
 
 def _stream_response(

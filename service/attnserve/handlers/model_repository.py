@@ -10,11 +10,11 @@ from functools import partial
 from attnserve.contract import Call
 from attnserve.control import ModelControl
 from attnserve.errors import AttnserveError, Overloaded, Unavailable, Unimplemented
+from attnserve.guard import guarded
 from attnserve.handlers.open_inference import SERVICE
 from attnserve.handlers.table import Method
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.lifecycle import READY
-from attnserve.pipeline import guarded
 
 log = logging.getLogger(__name__)
 

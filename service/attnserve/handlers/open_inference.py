@@ -10,6 +10,7 @@ from attnserve.codec import open_inference as codec
 from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
 from attnserve.errors import AttnserveError, InvalidArgument, NotFound, Unavailable
+from attnserve.explain import Explained
 from attnserve.handlers.table import Method
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.model_config import OPTIONAL_OUTPUTS
@@ -143,9 +144,12 @@ def _matches(model: Model, request: pb.ModelStatisticsRequest) -> bool:
 
 
 def _without_pictures(
-    reply: Callable[[Outputs], pb.ModelInferResponse], pictures: list[Picture], result: Outputs
+    reply: Callable[[Outputs], pb.ModelInferResponse],
+    pictures: list[Picture],
+    result: Outputs,
+    explained: list[Explained],
 ) -> pb.ModelInferResponse:
-    del pictures  # only attnserve.v1 tells where the view lies in the picture
+    del pictures, explained  # only attnserve.v1 tells where the view lies in the picture, and explains
     return reply(result)
 
 

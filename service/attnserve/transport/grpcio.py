@@ -25,8 +25,8 @@ from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
 from attnserve.correlation import REQUEST_ID, RequestIds
 from attnserve.errors import AttnserveError, ConfigError, Unavailable
+from attnserve.guard import guarded
 from attnserve.handlers.table import Method
-from attnserve.pipeline import guarded
 from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import server_options

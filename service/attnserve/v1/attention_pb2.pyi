@@ -10,14 +10,25 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class AttentionLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ATTENTION_LEVEL_NONE: _ClassVar[AttentionLevel]
-    ATTENTION_LEVEL_SPATIAL: _ClassVar[AttentionLevel]
+    ATTENTION_LEVEL_SUMMARY: _ClassVar[AttentionLevel]
     ATTENTION_LEVEL_FULL: _ClassVar[AttentionLevel]
+
+class MapForm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MAP_FORM_RAW: _ClassVar[MapForm]
+    MAP_FORM_NORMALISED: _ClassVar[MapForm]
+    MAP_FORM_HEATMAP: _ClassVar[MapForm]
+    MAP_FORM_OVERLAY: _ClassVar[MapForm]
 ATTENTION_LEVEL_NONE: AttentionLevel
-ATTENTION_LEVEL_SPATIAL: AttentionLevel
+ATTENTION_LEVEL_SUMMARY: AttentionLevel
 ATTENTION_LEVEL_FULL: AttentionLevel
+MAP_FORM_RAW: MapForm
+MAP_FORM_NORMALISED: MapForm
+MAP_FORM_HEATMAP: MapForm
+MAP_FORM_OVERLAY: MapForm
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "version", "images", "top_k", "attention", "id", "priority")
+    __slots__ = ("model", "version", "images", "top_k", "attention", "id", "priority", "explain", "maps")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +36,8 @@ class ClassifyRequest(_message.Message):
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
@@ -32,7 +45,9 @@ class ClassifyRequest(_message.Message):
     attention: AttentionOptions
     id: str
     priority: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ..., id: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    explain: ExplainOptions
+    maps: MapOptions
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ..., id: _Optional[str] = ..., priority: _Optional[int] = ..., explain: _Optional[_Union[ExplainOptions, _Mapping]] = ..., maps: _Optional[_Union[MapOptions, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw")
@@ -62,6 +77,28 @@ class AttentionOptions(_message.Message):
     sites: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, level: _Optional[_Union[AttentionLevel, str]] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ExplainOptions(_message.Message):
+    __slots__ = ("layers", "method", "classes", "top_k")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    method: str
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    top_k: int
+    def __init__(self, layers: _Optional[_Iterable[str]] = ..., method: _Optional[str] = ..., classes: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ...) -> None: ...
+
+class MapOptions(_message.Message):
+    __slots__ = ("form", "colormap", "alpha")
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    COLORMAP_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    form: MapForm
+    colormap: str
+    alpha: float
+    def __init__(self, form: _Optional[_Union[MapForm, str]] = ..., colormap: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
+
 class ClassifyResponse(_message.Message):
     __slots__ = ("model", "version", "id", "results", "timings")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -77,18 +114,20 @@ class ClassifyResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ImageResult, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class ImageResult(_message.Message):
-    __slots__ = ("predictions", "attention", "view", "image_height", "image_width")
+    __slots__ = ("predictions", "attention", "view", "image_height", "image_width", "explanations")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     IMAGE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     attention: _containers.RepeatedCompositeFieldContainer[AttentionMap]
     view: CropBox
     image_height: int
     image_width: int
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., attention: _Optional[_Iterable[_Union[AttentionMap, _Mapping]]] = ..., view: _Optional[_Union[CropBox, _Mapping]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ...) -> None: ...
+    explanations: _containers.RepeatedCompositeFieldContainer[Explanation]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., attention: _Optional[_Iterable[_Union[AttentionMap, _Mapping]]] = ..., view: _Optional[_Union[CropBox, _Mapping]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("index", "label", "probability")
@@ -101,28 +140,64 @@ class Prediction(_message.Message):
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class AttentionMap(_message.Message):
-    __slots__ = ("site", "kind", "spatial", "channel", "combined")
+    __slots__ = ("site", "kind", "spatial", "channel", "combined", "entropy", "top_channels")
     SITE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SPATIAL_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     COMBINED_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    TOP_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     site: str
     kind: str
-    spatial: FloatMap
+    spatial: SpatialMap
     channel: _containers.RepeatedScalarFieldContainer[float]
-    combined: FloatMap
-    def __init__(self, site: _Optional[str] = ..., kind: _Optional[str] = ..., spatial: _Optional[_Union[FloatMap, _Mapping]] = ..., channel: _Optional[_Iterable[float]] = ..., combined: _Optional[_Union[FloatMap, _Mapping]] = ...) -> None: ...
+    combined: SpatialMap
+    entropy: float
+    top_channels: _containers.RepeatedCompositeFieldContainer[ChannelValue]
+    def __init__(self, site: _Optional[str] = ..., kind: _Optional[str] = ..., spatial: _Optional[_Union[SpatialMap, _Mapping]] = ..., channel: _Optional[_Iterable[float]] = ..., combined: _Optional[_Union[SpatialMap, _Mapping]] = ..., entropy: _Optional[float] = ..., top_channels: _Optional[_Iterable[_Union[ChannelValue, _Mapping]]] = ...) -> None: ...
 
-class FloatMap(_message.Message):
-    __slots__ = ("height", "width", "values")
+class ChannelValue(_message.Message):
+    __slots__ = ("index", "value")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    value: float
+    def __init__(self, index: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("layer", "method", "class_index", "label", "map")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    method: str
+    class_index: int
+    label: str
+    map: SpatialMap
+    def __init__(self, layer: _Optional[str] = ..., method: _Optional[str] = ..., class_index: _Optional[int] = ..., label: _Optional[str] = ..., map: _Optional[_Union[SpatialMap, _Mapping]] = ...) -> None: ...
+
+class SpatialMap(_message.Message):
+    __slots__ = ("height", "width", "values", "min", "max", "mean", "empty", "png")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
     height: int
     width: int
     values: bytes
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+    min: float
+    max: float
+    mean: float
+    empty: bool
+    png: bytes
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[bytes] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., empty: bool = ..., png: _Optional[bytes] = ...) -> None: ...
 
 class CropBox(_message.Message):
     __slots__ = ("left", "top", "right", "bottom")
@@ -137,14 +212,16 @@ class CropBox(_message.Message):
     def __init__(self, left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("decode_ms", "queue_ms", "infer_ms")
+    __slots__ = ("decode_ms", "queue_ms", "infer_ms", "explain_ms")
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     INFER_MS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_MS_FIELD_NUMBER: _ClassVar[int]
     decode_ms: float
     queue_ms: float
     infer_ms: float
-    def __init__(self, decode_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., infer_ms: _Optional[float] = ...) -> None: ...
+    explain_ms: float
+    def __init__(self, decode_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., infer_ms: _Optional[float] = ..., explain_ms: _Optional[float] = ...) -> None: ...
 
 class ClassifyStreamResponse(_message.Message):
     __slots__ = ("sequence", "code", "message", "response", "retry_after_ms")
@@ -191,7 +268,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "labels", "image_height", "image_width", "sites", "max_batch_size", "execution_provider", "card_json", "card_digest")
+    __slots__ = ("name", "version", "labels", "image_height", "image_width", "sites", "max_batch_size", "execution_provider", "card_json", "card_digest", "explain_layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +279,7 @@ class Model(_message.Message):
     EXECUTION_PROVIDER_FIELD_NUMBER: _ClassVar[int]
     CARD_JSON_FIELD_NUMBER: _ClassVar[int]
     CARD_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -212,10 +290,11 @@ class Model(_message.Message):
     execution_provider: str
     card_json: str
     card_digest: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping]]] = ..., max_batch_size: _Optional[int] = ..., execution_provider: _Optional[str] = ..., card_json: _Optional[str] = ..., card_digest: _Optional[str] = ...) -> None: ...
+    explain_layers: _containers.RepeatedCompositeFieldContainer[ExplainLayer]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping]]] = ..., max_batch_size: _Optional[int] = ..., execution_provider: _Optional[str] = ..., card_json: _Optional[str] = ..., card_digest: _Optional[str] = ..., explain_layers: _Optional[_Iterable[_Union[ExplainLayer, _Mapping]]] = ...) -> None: ...
 
 class Site(_message.Message):
-    __slots__ = ("name", "kind", "channels", "height", "width", "stride", "combine", "has_channel", "has_spatial")
+    __slots__ = ("name", "kind", "channels", "height", "width", "stride", "combine", "has_channel", "has_spatial", "min_value", "max_value")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +304,8 @@ class Site(_message.Message):
     COMBINE_FIELD_NUMBER: _ClassVar[int]
     HAS_CHANNEL_FIELD_NUMBER: _ClassVar[int]
     HAS_SPATIAL_FIELD_NUMBER: _ClassVar[int]
+    MIN_VALUE_FIELD_NUMBER: _ClassVar[int]
+    MAX_VALUE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     channels: int
@@ -234,4 +315,20 @@ class Site(_message.Message):
     combine: str
     has_channel: bool
     has_spatial: bool
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., stride: _Optional[int] = ..., combine: _Optional[str] = ..., has_channel: bool = ..., has_spatial: bool = ...) -> None: ...
+    min_value: float
+    max_value: float
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., stride: _Optional[int] = ..., combine: _Optional[str] = ..., has_channel: bool = ..., has_spatial: bool = ..., min_value: _Optional[float] = ..., max_value: _Optional[float] = ...) -> None: ...
+
+class ExplainLayer(_message.Message):
+    __slots__ = ("layer", "height", "width", "stride", "methods")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    height: int
+    width: int
+    stride: int
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, layer: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., stride: _Optional[int] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...

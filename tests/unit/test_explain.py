@@ -1,0 +1,244 @@
+"""Explaining graphs: loaded once, when first asked for; rows are an image's source and a class; one answer per call."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from attnserve.card import Explanation
+from attnserve.errors import Cancelled, ConfigError, DeadlineExceeded, DoesNotFit, Unavailable
+from attnserve.explain import Explainers, Wish, record_of
+from attnserve.guard import guarded
+
+LAST = Explanation("last", "explain/last.onnx", 8, 1, 2, 4, ("gradcam", "layercam"))
+THIRD = Explanation("layer3", "explain/layer3.onnx", 4, 1, 2, 4, ("gradcam",))
+IMAGES = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+OUTPUTS = {
+    "probabilities": np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], np.float32),
+    "features": np.arange(2 * 4 * 1 * 2, dtype=np.float32).reshape(2, 4, 1, 2),
+}
+
+
+def wish(*layers: Explanation, classes: tuple[int, ...] = (), top_k: int = 1) -> Wish:
+    return Wish(layers or (LAST,), "gradcam", classes, top_k, 2, 3)
+
+
+class Engine:
+    """Maps of which every value is the class; remembers what it was given, and may be held up."""
+
+    outputs = ("gradcam", "layercam")
+
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def run(self, images, outputs):
+        self.batches.append(images.copy())
+        assert self.go.wait(10)
+        maps = np.ones((1, 1, 2), np.float32) * images["class_index"].reshape(-1, 1, 1)
+        return dict.fromkeys(outputs, maps)
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+class Loads:
+    """Loads a scheduler when the test lets it, and counts."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+        self.count = 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self):
+        self.count += 1
+        assert self.go.wait(10)
+        return self.make()
+
+
+@pytest.fixture
+def loads(start_scheduler, engine):
+    return Loads(lambda: start_scheduler(engine))
+
+
+@pytest.fixture
+def explainers(loads, clock):
+    made = Explainers([(LAST, loads), (THIRD, loads)], clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def explain(explainers, ask):
+    """Asks on a call whose message is what was found."""
+
+    def start(asked_for: Wish, **fields):
+        asked = ask(**fields)
+        asked.call.level = 1
+        guarded(asked.call, lambda: explainers.explain(asked_for, IMAGES, OUTPUTS, asked.call, asked.call.reply))
+        return asked
+
+    return start
+
+
+def test_the_predicted_class_of_each_image_is_explained(explain, engine, mailbox):
+    asked = explain(wish())
+    mailbox.open_until(lambda: asked.answers)
+    (found,) = asked.message
+    assert (found.layer, found.method, found.classes.tolist()) == (LAST, "gradcam", [[1], [0]])
+    assert found.maps.shape == (2, 1, 1, 2)
+    assert found.maps[:, 0, 0, 0].tolist() == [1, 0]
+    (batch,) = engine.batches
+    np.testing.assert_array_equal(batch["features"], OUTPUTS["features"])
+
+
+def test_every_image_meets_every_class(explain, engine, mailbox):
+    asked = explain(wish(classes=(2, 0)))
+    mailbox.open_until(lambda: asked.answers)
+    (found,) = asked.message
+    assert found.classes.tolist() == [[2, 0], [2, 0]]
+    assert found.maps[:, :, 0, 0].tolist() == [[2, 0], [2, 0]]
+    rows = np.concatenate(engine.batches)
+    np.testing.assert_array_equal(rows["features"], OUTPUTS["features"][[0, 0, 1, 1]])
+
+
+def test_the_most_probable_classes_come_first(explain, mailbox):
+    asked = explain(wish(top_k=2))
+    mailbox.open_until(lambda: asked.answers)
+    assert asked.message[0].classes.tolist() == [[1, 2], [0, 2]]
+
+
+def test_an_earlier_layer_is_given_the_pictures_and_layers_follow_each_other(explain, engine, mailbox):
+    asked = explain(wish(THIRD, LAST))
+    mailbox.open_until(lambda: asked.answers)
+    assert [each.layer for each in asked.message] == [THIRD, LAST]
+    first, second = engine.batches
+    np.testing.assert_array_equal(first["images"], IMAGES)
+    assert second.dtype == record_of(LAST, 2, 3)
+
+
+def test_a_graph_is_loaded_once_however_many_ask_meanwhile(explain, loads, mailbox):
+    assert loads.count == 0
+    loads.go.clear()
+    asked = [explain(wish()) for _ in range(3)]
+    loads.go.set()
+    mailbox.open_until(lambda: all(each.answers for each in asked))
+    later = explain(wish())
+    mailbox.open_until(lambda: later.answers)
+    assert loads.count == 1
+    assert all(len(each.message) == 1 for each in [*asked, later])
+
+
+def test_a_graph_that_cannot_be_loaded_fails_its_calls_now_and_later(explain, loads, mailbox, caplog):
+    loads.make = lambda: (_ for _ in ()).throw(ConfigError("secret path"))
+    first = explain(wish())
+    mailbox.open_until(lambda: first.answers)
+    second = explain(wish())
+    for asked in (first, second):
+        assert isinstance(asked.error, Unavailable)
+        assert str(asked.error) == "explain.layers: 'last' cannot be loaded; see the server's log"
+    assert loads.count == 1
+    assert "secret path" in caplog.text
+
+
+def test_a_graph_for_which_there_was_no_room_is_tried_again(explain, loads, mailbox):
+    good = loads.make
+    loads.make = lambda: (_ for _ in ()).throw(DoesNotFit("no room"))
+    first = explain(wish())
+    mailbox.open_until(lambda: first.answers)
+    assert isinstance(first.error, Unavailable)
+    loads.make = good
+    second = explain(wish())
+    mailbox.open_until(lambda: second.answers)
+    assert second.message
+
+
+def test_a_caller_that_goes_away_while_the_graph_loads_is_not_run(explain, loads, engine, mailbox):
+    loads.go.clear()
+    asked = explain(wish())
+    asked.call.cancel()
+    loads.go.set()
+    mailbox.open_until(lambda: asked.answers)
+    assert isinstance(asked.error, Cancelled)
+    assert engine.batches == []
+
+
+def test_a_caller_that_goes_away_while_it_waits_for_a_worker_is_not_run(explain, engine, mailbox):
+    warm = explain(wish())
+    mailbox.open_until(lambda: warm.answers)
+    engine.go.clear()
+    running, waiting = explain(wish()), explain(wish())
+    waiting.call.cancel()
+    mailbox.open_until(lambda: waiting.answers)
+    assert isinstance(waiting.error, Cancelled)
+    engine.go.set()
+    mailbox.open_until(lambda: running.answers)
+    assert running.message
+    assert len(engine.batches) == 2
+
+
+def test_a_deadline_that_passes_while_the_graph_loads_is_missed(explain, loads, mailbox, clock, engine):
+    loads.go.clear()
+    asked = explain(wish(), deadline=clock.now + 1)
+    clock.advance(2)
+    loads.go.set()
+    mailbox.open_until(lambda: asked.answers)
+    assert isinstance(asked.error, DeadlineExceeded)
+    assert engine.batches == []
+
+
+def test_closing_fails_what_waits_and_closes_a_graph_that_was_still_loading(explainers, explain, loads, mailbox):
+    loads.go.clear()
+    made = []
+    good = loads.make
+
+    def remember():
+        made.append(good())
+        return made[-1]
+
+    loads.make = remember
+    asked = explain(wish())
+    explainers.close()
+    loads.go.set()
+    mailbox.open_until(lambda: asked.answers)
+    assert isinstance(asked.error, Unavailable)
+    for worker in made[0]._workers:
+        worker.join(10)
+        assert not worker.is_alive()
+    assert isinstance(explain(wish()).error, Unavailable)
+
+
+def test_the_time_that_it_took_is_told(explain, engine, mailbox, clock):
+    warm = explain(wish())
+    mailbox.open_until(lambda: warm.answers)
+    engine.go.clear()
+    asked = explain(wish())
+    clock.advance(3)
+    engine.go.set()
+    mailbox.open_until(lambda: asked.answers)
+    assert asked.call.timings.explain_s == 3
+
+
+def test_predictions_know_only_what_is_loaded(explainers, explain, mailbox, engine, clock):
+    assert explainers.predicted_s(wish(), "a", 1, 5) == 0
+    engine.go.clear()
+    asked = explain(wish())
+    mailbox.open()  # the graph is there, and its first batch runs
+    while not engine.batches:
+        pass
+    clock.advance(4)
+    engine.go.set()
+    mailbox.open_until(lambda: asked.answers)
+    assert explainers.predicted_s(wish(), "a", 1, 2) == 4  # a batch of two, as measured
+    assert explainers.predicted_s(wish(LAST, THIRD), "a", 1, 2) == 4
+
+
+def test_what_a_wish_weighs_is_the_rows_of_its_largest_layer():
+    per_row = max(4 * 4 * 1 * 2, 2 * 3 * 3) + 8
+    assert wish(LAST, THIRD, classes=(0, 1, 2)).bytes_per_image == 3 * per_row
