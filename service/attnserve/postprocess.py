@@ -14,6 +14,14 @@ def top_k(probabilities: Float32, k: int) -> NDArray[np.intp]:
     return order[:k] if k else order
 
 
+def largest(values: Float32, k: int) -> NDArray[np.intp]:
+    """(N, C) -> (N, min(k, C)): indices of the largest values of each row, the largest first."""
+    k = min(k, values.shape[1])
+    found = np.argpartition(-values, k - 1, axis=1)[:, :k]  # sorting 2048 channels would cost ten times as much
+    rows = np.arange(len(values))[:, np.newaxis]
+    return np.asarray(found[rows, np.argsort(-values[rows, found], axis=1)])
+
+
 def combined_bam(channel: Float32, spatial: Float32, combine: str) -> Float32:
     """Mean over channels of BAM's attention M, (H, W) in 0..1, from its two branches.
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from attnserve.postprocess import combined_bam, top_k
+from attnserve.postprocess import combined_bam, largest, top_k
 
 
 def scores(*values: float) -> np.ndarray:
@@ -58,3 +58,14 @@ def test_the_map_has_the_spatial_shape_and_is_float32(combine):
 def test_branches_far_from_zero_give_zero_or_one_and_no_warning(combine, channel):
     combined = combined_bam(scores(channel), np.array([[1.0]], np.float32), combine)
     np.testing.assert_allclose(combined, [[0.0 if channel < 0 else 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 20])
+def test_the_largest_of_each_row_come_first(k):
+    values = np.random.default_rng(0).permuted(np.arange(5 * 20).reshape(5, 20).astype(np.float32), axis=1)
+    expected = [sorted(range(20), key=lambda at: -row[at])[:k] for row in values]
+    assert largest(values, k).tolist() == expected
+
+
+def test_there_are_no_more_largest_than_there_are():
+    assert largest(np.array([[1.0, 3.0]], np.float32), 8).tolist() == [[1, 0]]

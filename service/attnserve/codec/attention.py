@@ -15,7 +15,7 @@ from attnserve.decode import Picture
 from attnserve.decode_pool import Source
 from attnserve.errors import InvalidArgument
 from attnserve.explain import Explained, Wish
-from attnserve.postprocess import combined_bam, top_k
+from attnserve.postprocess import combined_bam, largest, top_k
 from attnserve.v1 import attention_pb2 as pb
 
 _TOP_CHANNELS = 8
@@ -114,7 +114,9 @@ def image_results(
 ) -> list[pb.ImageResult]:
     """The answer for each picture of the request."""
     style = style_of(request.maps)
-    shown = [_SiteMaps(site, result, request.attention.level) for site in sites]
+    entropies = drift.row_entropies(sites, result)
+    full = request.attention.level == pb.ATTENTION_LEVEL_FULL
+    shown = [_SiteMaps(site, result, entropies.get(site.name), full=full) for site in sites]
     grounds = [(each, Stack(each.maps)) for each in explained]
     answers = []
     for row, picture in enumerate(pictures):
@@ -149,28 +151,30 @@ def image_results(
 class _SiteMaps:
     """One site's maps of a whole request."""
 
-    def __init__(self, site: Site, result: Outputs, level: int) -> None:
+    def __init__(self, site: Site, result: Outputs, entropies: NDArray[np.float32] | None, *, full: bool) -> None:
         self._site = site
-        self._full = level == pb.ATTENTION_LEVEL_FULL
+        self._full = full
+        self._entropies = entropies
         self._spatial = Stack(result[site.spatial]) if site.spatial else None
         self._channel = result[site.channel] if site.channel else None  # (N, C) float32
-        self._entropy = drift.row_entropies([site], result).get(site.name)
+        self._top = None if self._channel is None else largest(self._channel, _TOP_CHANNELS)  # (N, 8)
 
     def message(self, row: int, style: MapStyle, picture: Picture) -> pb.AttentionMap:
         """Those of one picture."""
         site, spatial = self._site, self._spatial
-        channel = None if self._channel is None else self._channel[row]  # (C,)
         answer = pb.AttentionMap(site=site.name, kind=site.kind)
         if spatial is not None:
             answer.spatial.CopyFrom(spatial.message(row, style, picture.pixels))
-        if self._entropy is not None:
-            answer.entropy = self._entropy[row]
-        if channel is not None:
-            for index in map(int, top_k(channel, _TOP_CHANNELS)):
-                answer.top_channels.add(index=index, value=channel[index])
-            if self._full:
-                answer.channel.extend(channel.tolist())
-        if site.kind == "bam" and spatial is not None and channel is not None:
+        if self._entropies is not None:
+            answer.entropy = self._entropies[row]
+        if self._channel is None or self._top is None:
+            return answer
+        channel, top = self._channel[row], self._top[row]  # (C,), (8,)
+        for index, value in zip(top.tolist(), channel[top].tolist(), strict=True):
+            answer.top_channels.add(index=index, value=value)
+        if self._full:
+            answer.channel.extend(channel.tolist())
+        if site.kind == "bam" and spatial is not None:
             combined = combined_bam(channel, spatial.values[row], site.combine or "add")
             answer.combined.CopyFrom(Stack(combined[np.newaxis]).message(0, style, picture.pixels))
         return answer
