@@ -26,9 +26,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## bench: throughput and latency beside the ceiling of raw ONNX Runtime, in one run.
+## bench: throughput and latency beside the ceiling of raw ONNX Runtime, in one run; then what maps cost on a ResNet-50.
 bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/explain.py
 
 ## bench-overload: goodput at up to ten times what the server can do, with a slow engine and with the small net itself.
 bench-overload: $(VENV)/.dev
