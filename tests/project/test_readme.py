@@ -78,11 +78,12 @@ def test_every_client_command_works(server, command, tmp_path):
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_every_python_block_runs(server, block):
+def test_every_python_block_runs(server, block, tmp_path):
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     code = block.replace("localhost:8001", server.grpc)
     assert code != block
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout
