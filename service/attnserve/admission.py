@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from attnserve.errors import Overloaded, Unavailable
+from attnserve.errors import InvalidArgument, Overloaded, Unavailable
 
 SHORTEST_RETRY_S = 0.05  # sooner than that the queue has hardly moved
 _LONGEST_RETRY_S = 5.0
@@ -55,9 +55,11 @@ class Admission:
             run_s: Predicted, from there to its end.
             slack_s: From now to its deadline.
 
-        Raises `Overloaded` with the time after which to try again, or `Unavailable` once closed. What would not wait is
-        not refused for the time it takes: the prediction may be wrong, and would never learn.
+        Raises `Overloaded` with the time after which to try again, `InvalidArgument` for more than the limits allow one
+        request, or `Unavailable` once closed. What would not wait is not refused for the time it takes: the prediction
+        may be wrong, and would never learn.
         """
+        self._check_it_can_fit(images, size_bytes)
         late_s = _MARGIN * (wait_s + run_s) - slack_s
         with self._lock:
             if self._closed:
@@ -79,6 +81,15 @@ class Admission:
             share.bytes += size_bytes
             self._images += images
             self._bytes += size_bytes
+
+    def _check_it_can_fit(self, images: int, size_bytes: int) -> None:
+        """Raise `InvalidArgument` for what an empty house could not hold: to come back later would not help."""
+        for held, most, limit in (
+            (images, self._max_images, "pictures are held at once (max_pending_images)"),
+            (size_bytes, self._max_bytes, "bytes of pictures are held at once (max_pending_bytes)"),
+        ):
+            if held > most:
+                raise InvalidArgument(f"images: at most {most} {limit}, got {held}")
 
     def close(self) -> None:
         """Refuse everything from now on."""

@@ -76,7 +76,7 @@ class Pipeline:
             wish: What is to be explained; its `outputs` must be among the outputs.
             draws: Whether `finish` takes long.
 
-        Raises `Overloaded` or `Unavailable`.
+        Raises `InvalidArgument` where they could never be taken on, `Overloaded` or `Unavailable`.
         """
         preprocessing = model.files.card.preprocessing
         views = self._decode_pool.views_at_once(sources, preprocessing)
@@ -103,7 +103,7 @@ class Pipeline:
     def run_images(
         self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
     ) -> None:
-        """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises `Overloaded` or `Unavailable`."""
+        """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises as `run_sources` does."""
         self._admit(model, len(images), images.nbytes, call)
         self._queue(
             model, images, outputs, call, lambda result: self._conclude(model, call, result, partial(finish, result))
@@ -135,8 +135,13 @@ class Pipeline:
         if wish is not None:
             run_s += model.explainers.predicted_s(wish, call.client, call.level, images)
         slack_s = call.deadline - self._clock()
+        most = limits.max_queue_size or math.inf
+        if images > most:  # it would not fit into an empty queue either
+            raise InvalidArgument(
+                f"images: the model takes at most {most} in one request (max_queue_size), got {images}"
+            )
         try:
-            if limits.max_queue_size and model.scheduler.queued_images + images > limits.max_queue_size:
+            if model.scheduler.queued_images + images > most:
                 raise Overloaded("the model's queue is full", retry_after_s=max(wait_s, SHORTEST_RETRY_S))
             self._admission.admit(call.client, images, size_bytes, wait_s, run_s, slack_s)
         except AttnserveError as error:

@@ -154,7 +154,7 @@ class Server:
         )
 
     def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:
-        most = min(self._config.max_images_per_request, self._config.max_pending_images)  # more could never be let in
+        most = self._config.max_images_per_request
         own = AttentionHandlers(models, pipeline, most)
         protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
         return [*own.methods(), *protocol.methods(), *ModelRepositoryHandlers(control).methods()]

@@ -47,6 +47,14 @@ def test_a_full_house_refuses_at_once_and_says_when_to_come_back(start_server, p
         assert server.metric("attnserve_pending_images") == 0
 
 
+def test_a_picture_too_large_for_the_house_is_refused_for_good(start_server, pictures):
+    with start_server("--max-pending-bytes", "2000") as server, Client(server.grpc) as client:
+        with pytest.raises(ClientError) as caught:
+            client.classify([pictures[0]], model=MODEL)
+        assert caught.value.code == "INVALID_ARGUMENT"
+        assert "max_pending_bytes" in caught.value.message
+
+
 def test_a_deadline_that_has_passed_is_not_run(channel, server, pictures):
     infer = channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",

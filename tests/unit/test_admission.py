@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from attnserve.admission import Admission
-from attnserve.errors import Overloaded, Unavailable
+from attnserve.errors import InvalidArgument, Overloaded, Unavailable
 
 AT_ONCE = {"wait_s": 0.0, "run_s": 0.1, "slack_s": 60.0}
 
@@ -18,10 +18,13 @@ def test_a_request_alone_in_the_house_may_reach_both_limits():
     assert admission.images == 4
 
 
-@pytest.mark.parametrize(("images", "size_bytes"), [(5, 1), (1, 101), (5, 101)])
-def test_a_request_above_a_limit_is_refused_and_not_counted(images, size_bytes):
+@pytest.mark.parametrize(
+    ("images", "size_bytes", "limit"),
+    [(5, 1, r"at most 4 .*max_pending_images\), got 5"), (1, 101, r"at most 100 bytes .*max_pending_bytes\), got 101")],
+)
+def test_a_request_that_an_empty_house_could_not_hold_is_wrong_and_not_told_to_come_back(images, size_bytes, limit):
     admission = Admission(max_images=4, max_bytes=100)
-    with pytest.raises(Overloaded):
+    with pytest.raises(InvalidArgument, match=limit):
         admission.admit("a", images, size_bytes, **AT_ONCE)
     assert admission.images == 0
     admission.admit("a", 4, 100, **AT_ONCE)
@@ -60,8 +63,10 @@ def test_once_closed_it_refuses_everything_and_still_lets_out_who_is_inside():
     ("wait_s", "retry_after_s"), [(0, 0.05), (0.01, 0.05), (0.7, 0.7), (5, 5), (600, 5), (float("inf"), 5)]
 )
 def test_retry_after_is_the_predicted_wait_within_bounds(wait_s, retry_after_s):
+    admission = Admission(max_images=1, max_bytes=1)
+    admission.admit("a", 1, 1, **AT_ONCE)
     with pytest.raises(Overloaded) as caught:
-        Admission(max_images=1, max_bytes=1).admit("a", 2, 1, wait_s, run_s=0, slack_s=1e9)
+        admission.admit("b", 1, 1, wait_s, run_s=0, slack_s=1e9)
     assert caught.value.retry_after_s == retry_after_s
 
 

@@ -284,6 +284,18 @@ def test_the_model_s_own_timeout_and_queue_limit_count(pipeline, new_model, pupp
         pipeline.run_images(model, views(4), OUTPUTS, ask().call, first_column)
 
 
+@pytest.mark.parametrize("way", ["run_images", "run_sources"])
+def test_more_pictures_than_the_model_s_queue_ever_takes_are_wrong_and_not_told_to_come_back(
+    pipeline, new_model, puppet, ask, ears, admission, way
+):
+    model = new_model(puppet, batching="default_queue_policy { max_queue_size: 2 }")
+    pictures = views(1, 2, 3) if way == "run_images" else [grey(1), grey(2), grey(3)]
+    with pytest.raises(InvalidArgument, match=r"at most 2 in one request \(max_queue_size\), got 3"):
+        getattr(pipeline, way)(model, pictures, OUTPUTS, ask().call, pytest.fail)
+    assert admission.images == 0
+    assert ears.drops == []
+
+
 def test_a_call_cancelled_before_its_pictures_reach_the_queue_is_not_run(
     pipeline, model, puppet, ask, mailbox, admission
 ):
