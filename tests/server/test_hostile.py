@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from attnserve.client import ClientError
+from attnserve.inference import grpc_service_pb2 as oip
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 
@@ -90,14 +91,43 @@ def test_requests_that_make_no_sense_are_refused_with_the_field_s_name(channel, 
     assert "images" in caught.value.details() or "attention" in caught.value.details()
 
 
+NO_MESSAGE = b"\xff" * 64
+
+
 @pytest.mark.parametrize(
-    "path", ["/attnserve.v1.AttentionService/Classify", "/inference.GRPCInferenceService/ModelInfer"]
+    ("path", "message"),
+    [
+        ("/attnserve.v1.AttentionService/Classify", "attnserve.v1.ClassifyRequest"),
+        ("/attnserve.v1.AttentionService/ListModels", "attnserve.v1.ListModelsRequest"),
+        ("/inference.GRPCInferenceService/ModelInfer", "inference.ModelInferRequest"),
+    ],
 )
-def test_bytes_that_are_no_message_fail_that_call_only(channel, client, test_set, path):
+def test_bytes_that_are_no_message_are_a_bad_request_and_nothing_for_the_log(channel, client, server, path, message):
     call = channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
-    with pytest.raises(grpc.RpcError):
-        call(b"\xff" * 64, timeout=20)
-    assert client.classify([test_set[0][0]], model=MODEL)
+    with pytest.raises(grpc.RpcError) as caught:
+        call(NO_MESSAGE, timeout=20)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == f"the request is not a valid {message} message"
+    assert client.models()
+    assert "Traceback" not in server.log
+
+
+def test_bytes_that_are_no_message_are_answered_in_their_place_in_a_stream(channel, server):
+    path = "/attnserve.v1.AttentionService/ClassifyStream"
+    good = pb.ClassifyRequest(model=MODEL, images=[pb.Image(encoded=encoded("PNG"))]).SerializeToString()
+    call = channel.stream_stream(path, bytes, pb.ClassifyStreamResponse.FromString)
+    first, second, third = call(iter([good, NO_MESSAGE, good]), timeout=20)
+    assert (first.code, second.code, third.code) == (0, grpc.StatusCode.INVALID_ARGUMENT.value[0], 0)
+    assert second.message == "the request is not a valid attnserve.v1.ClassifyRequest message"
+    assert "Traceback" not in server.log
+
+
+def test_bytes_that_are_no_message_are_answered_in_their_place_in_triton_s_stream(channel, server):
+    path = "/inference.GRPCInferenceService/ModelStreamInfer"
+    call = channel.stream_stream(path, bytes, oip.ModelStreamInferResponse.FromString)
+    (answer,) = call(iter([NO_MESSAGE]), timeout=20)
+    assert answer.error_message == "the request is not a valid inference.ModelInferRequest message"
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from attnserve.contract import Call
-from attnserve.errors import AttnserveError
+from attnserve.errors import AttnserveError, InvalidArgument
 
 Wrap = Callable[[int, Any, Any, AttnserveError | None], Any]
 """(sequence from 0, request, reply or None, error or None) -> message of a stream."""
@@ -34,3 +36,16 @@ class Method:
     def path(self) -> str:
         """The HTTP/2 path."""
         return f"/{self.service}/{self.name}"
+
+    def read(self, data: bytes) -> Any:
+        """The request, or where the bytes are not one the `InvalidArgument` that `begin` raises; raises nothing."""
+        try:
+            return self.request.FromString(data)
+        except DecodeError:
+            return InvalidArgument(f"the request is not a valid {self.request.DESCRIPTOR.full_name} message")
+
+    def begin(self, read: Any, call: Call) -> None:
+        """Have the call answered, by `read`'s outcome; raises as `handle` does."""
+        if isinstance(read, InvalidArgument):
+            raise read
+        self.handle(read, call)

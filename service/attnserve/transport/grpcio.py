@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
 from attnserve.correlation import REQUEST_ID, RequestIds
-from attnserve.errors import AttnserveError, ConfigError, Unavailable
+from attnserve.errors import AttnserveError, ConfigError, InvalidArgument, Unavailable
 from attnserve.guard import guarded
 from attnserve.handlers.table import Method
 from attnserve.transport.health import Health
@@ -168,7 +168,7 @@ class GrpcioTransport:
                         await context.write(message)
 
         codecs = {
-            "request_deserializer": method.request.FromString,
+            "request_deserializer": method.read,  # what it raised would be UNKNOWN, and a traceback for each call
             "response_serializer": lambda message: message.SerializeToString(),
         }
         if method.wrap is None:
@@ -223,7 +223,8 @@ class GrpcioTransport:
         try:
             await window.room()
             async for request in requests:
-                window.add(Begun(request, *self._begin(method, request, context)))
+                message = method.request() if isinstance(request, InvalidArgument) else request
+                window.add(Begun(message, *self._begin(method, request, context)))
                 await window.room()
         finally:
             window.close()
@@ -250,7 +251,7 @@ class GrpcioTransport:
         self._open_calls += 1
         self._begun_calls += 1
         self._quiet.clear()
-        guarded(call, method.handle, request, call)
+        guarded(call, method.begin, request, call)
         return call, answered
 
     def _end(self, answered: asyncio.Future[Any], message: Any, error: AttnserveError | None) -> None:
