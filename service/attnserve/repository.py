@@ -176,6 +176,8 @@ def read_version(folder: Path, version: str, config: pb.ModelConfig) -> VersionF
         card = Card.from_json(text)
     except ConfigError as error:
         raise ConfigError(f"{version_folder / CARD_NAME}: {error}") from error
+    if card.name != folder.name:  # another model's version, copied here by mistake
+        raise ConfigError(f"{version_folder / CARD_NAME}: name {card.name!r} is not the folder's, {folder.name!r}")
     _verify_digests(version_folder, card)
     _verify_labels(folder, card, config)
     height, width = config.input[0].dims[:2]

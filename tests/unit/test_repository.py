@@ -170,6 +170,12 @@ def test_a_digest_that_is_none_is_refused(write_entry, config, digest):
     assert "SHA-256 is" in refusal(write_entry(files={"model.onnx": digest}), config)
 
 
+def test_a_version_of_another_model_is_refused_by_both_names(write_entry, config):
+    folder = write_entry()
+    renamed = folder.rename(folder.parent / "other")
+    assert refusal(renamed, config).endswith("other/1/model.json: name 'net' is not the folder's, 'other'")
+
+
 @pytest.mark.parametrize("files", [{}, {"labels.txt": "0" * 64}, {"Model.onnx": "0" * 64}])
 def test_a_card_that_names_no_digest_of_the_model_is_refused(write_entry, config, files):
     assert refusal(write_entry(files=files), config).endswith("names no SHA-256 for model.onnx")
