@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,7 @@ class Card:
                 raise ConfigError(f"card: format {raw.get('format')!r} is not {FORMAT}")
             raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
             raw["labels"] = tuple(raw["labels"])
+            check_labels(raw["labels"])
             raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
             raw["explain"] = tuple(Explanation(**entry) for entry in raw.get("explain", ()))
             raw["evaluation"] = tuple(raw.get("evaluation", ()))
@@ -191,6 +194,13 @@ class Card:
         if unlisted := [entry.file for entry in card.explain if entry.file not in card.files]:
             raise ConfigError(f"card: files lacks {', '.join(unlisted)}, which explain names")
         return card
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Raise `ConfigError` for one with a control character: it would break labels.txt, a log or a terminal."""
+    for label in labels:
+        if any(unicodedata.category(character) == "Cc" for character in label):
+            raise ConfigError(f"labels: {label!r} holds a control character")
 
 
 def _check_files(files: object) -> None:

@@ -16,6 +16,8 @@ from attnserve.listeners import QuietListener
 log = logging.getLogger(__name__)
 
 _CALL_FIELDS = ("request_id", "trace_id")
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
+"""Control characters as Python writes them: a file's name or a library's message may hold some."""
 
 
 def call_fields(call: Call) -> dict[str, str]:
@@ -58,12 +60,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line of text per event, the request id at its end, and the traceback below."""
+    """One line of text per event, its control characters escaped, the request id at its end, the traceback below."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
         """The line without the traceback."""
         fields = "".join(f" {name}={value}" for name, value in _call_fields_of(record).items())
-        return super().formatMessage(record) + fields
+        return (super().formatMessage(record) + fields).translate(_ESCAPES)
 
 
 def _call_fields_of(record: logging.LogRecord) -> dict[str, str]:

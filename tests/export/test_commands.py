@@ -159,7 +159,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         attnserve("train", str(tmp_path / "empty"), "--output", str(tmp_path / "net.pt"))
 
 
-@pytest.mark.parametrize("labels", ["a\na\n", "a\n\n"])
+@pytest.mark.parametrize("labels", ["a\na\n", "a\n\n", "a\n\x1b[2J\n"])
 def test_labels_that_nobody_could_tell_apart_or_serve_are_refused(photos: Path, labels: str) -> None:
     assert attnserve("train", str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1") == 0
     Path("labels.txt").write_bytes(labels.encode())

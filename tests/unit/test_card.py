@@ -55,6 +55,14 @@ def test_the_digest_is_of_the_text_and_changes_with_it():
     assert other.digest != CARD.digest
 
 
+@pytest.mark.parametrize("label", ["a\nb", "a\rb", "\x1b[2J", "a\x00", "a\x85b", "\x7f"])
+def test_a_label_with_a_control_character_is_refused_and_shown_escaped(label):
+    with pytest.raises(ConfigError) as caught:
+        Card.from_json(changed(labels=["cat", label]))
+    assert str(caught.value) == f"labels: {label!r} holds a control character"
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("field", ["sites", "evaluation", "architecture", "parity", "precision", "opset", "files"])
 def test_a_card_without_an_optional_field_has_its_default(field):
     plain = Card("net", CARD.preprocessing, CARD.labels)

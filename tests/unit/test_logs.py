@@ -84,6 +84,16 @@ def test_text_names_time_level_and_logger(capsys):
 
 
 @pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_an_event_is_one_line_whatever_characters_it_holds(capsys, style):
+    configure("info", style)
+    logging.getLogger("attnserve.test").error("folder %s", "net\n2026 INFO ready\x1b[2J")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\x1b" not in line
+    assert "net\\n2026 INFO ready" in line
+
+
+@pytest.mark.usefixtures("root")
 def test_json_is_one_object_per_line(capsys):
     configure("info", "json")
     for number in range(3):

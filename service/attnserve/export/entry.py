@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from attnserve.card import CARD_NAME, Card, Explanation, Preprocessing, Site, sha256_of
+from attnserve.card import CARD_NAME, Card, Explanation, Preprocessing, Site, check_labels, sha256_of
 from attnserve.errors import ConfigError
 from attnserve.export import calibration, explain, onnx_writer, parity, precision
 from attnserve.export.calibration import CalibrationSet
@@ -211,9 +211,9 @@ def _staging(target: Target) -> Iterator[Path]:
 
 def _check_labels(labels: Sequence[str]) -> None:
     """labels.txt has one a line, and people tell classes apart by them."""
-    for label in labels:
-        if not label or "\n" in label or "\r" in label:
-            raise ConfigError(f"labels: each must be one line of text, got {label!r}")
+    check_labels(labels)
+    if "" in labels:
+        raise ConfigError("labels: one is empty")
     if len(set(labels)) != len(labels):
         raise ConfigError("labels: some stand twice")
 
