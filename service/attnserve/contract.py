@@ -256,7 +256,8 @@ class Call:
         self._answer(message, None)
 
     def fail(self, error: AttnserveError) -> None:
-        """Answer with an error. A second answer is a bug and raises `RuntimeError`."""
+        """Answer with an error, whose traceback is dropped. A second answer is a bug and raises `RuntimeError`."""
+        error.__traceback__ = error.__context__ = None  # their frames hold the request's pictures, and often the error
         self._finish(error.status)
         self._answer(None, error)
 

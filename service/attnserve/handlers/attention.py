@@ -49,13 +49,16 @@ class AttentionHandlers:
         sites = codec.sites_of(request.attention, model.files.card.sites)
         wish = codec.wish_of(request, model.files.card, self._max_images)
         style = style_of(request.maps)
+        asked = pb.ClassifyRequest(  # no pictures
+            id=request.id, top_k=request.top_k, attention=request.attention, maps=request.maps
+        )
 
         def finish(pictures: list[Picture], result: Outputs, explained: list[Explained]) -> pb.ClassifyResponse:
             return pb.ClassifyResponse(
                 model=model.key.name,
                 version=model.key.version,
-                id=request.id,
-                results=codec.image_results(pictures, result, explained, model.files.labels, request, sites),
+                id=asked.id,
+                results=codec.image_results(pictures, result, explained, model.files.labels, asked, sites),
                 timings=codec.timings_message(call.timings),
             )
 

@@ -118,7 +118,8 @@ class OpenInferenceHandlers:
         height, width = model.files.config.input[0].dims[:2]
         images = codec.images_of(request, height, width, self._max_images)
         names = list(dict.fromkeys(output.name for output in wanted))
-        reply = partial(codec.reply, request, model.key.version, wanted, labels=model.files.labels)
+        asked = pb.ModelInferRequest(model_name=request.model_name, id=request.id)  # its pictures are in `images`
+        reply = partial(codec.reply, asked, model.key.version, wanted, labels=model.files.labels)
         if isinstance(images, list):
             self._pipeline.run_sources(model, images, names, call, partial(_without_pictures, reply))
         else:

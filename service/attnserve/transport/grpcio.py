@@ -30,7 +30,7 @@ from attnserve.handlers.table import Method
 from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import server_options
-from attnserve.transport.stream_window import Begun, StreamWindow
+from attnserve.transport.stream_window import Answer, Begun, StreamWindow
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +158,8 @@ class GrpcioTransport:
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
         """grpc.aio's handler, which must be a coroutine function, hence the inner ones."""
 
-        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await self._unary(method, request, context)
+        async def unary(box: list[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await self._unary(method, box, context)
 
         async def stream(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async with contextlib.aclosing(self._stream(method, requests, context)) as messages:
@@ -168,22 +168,24 @@ class GrpcioTransport:
                         await context.write(message)
 
         codecs = {
-            "request_deserializer": method.read,  # what it raised would be UNKNOWN, and a traceback for each call
+            # gRPC keeps what it is given until the call ends, so the request comes in a box that can be emptied
+            "request_deserializer": lambda data: [method.read(data)],
             "response_serializer": lambda message: message.SerializeToString(),
         }
         if method.wrap is None:
             return grpc.unary_unary_rpc_method_handler(unary, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
-    async def _unary(self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        call, answered = self._begin(method, request, context)
+    async def _unary(self, method: Method, box: list[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        call, answered = self._begin(method, box.pop(), context)
         try:
-            return await answered
+            message, error = await answered
         except asyncio.CancelledError:
             call.cancel()
             raise
-        except AttnserveError as error:
+        if error is not None:
             await _abort(context, error, call.request_id)
+        return message
 
     async def _stream(
         self, method: Method, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
@@ -197,14 +199,12 @@ class GrpcioTransport:
         try:
             while (begun := await window.next()) is not None:
                 try:
-                    message = method.wrap(sequence, begun.request, await begun.answered, None)
-                except AttnserveError as error:
-                    message = method.wrap(sequence, begun.request, None, error)
+                    message, error = await begun.answered
                 except asyncio.CancelledError:
                     begun.call.cancel()
                     raise
+                yield method.wrap(sequence, begun.request, message, error)
                 sequence += 1
-                yield message
                 window.sent(begun)
         finally:
             reader.cancel()
@@ -222,18 +222,22 @@ class GrpcioTransport:
         """Begin each request of a stream as it comes, as many as the window holds."""
         try:
             await window.room()
-            async for request in requests:
-                message = method.request() if isinstance(request, InvalidArgument) else request
-                window.add(Begun(message, *self._begin(method, request, context)))
+            async for box in requests:
+                window.add(self._begun(method, box.pop(), context))
                 await window.room()
         finally:
             window.close()
 
+    def _begun(self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Begun:
+        """Start one request of a stream; in place of one that is none stands an empty one."""
+        message = method.request() if isinstance(request, InvalidArgument) else request
+        return Begun(message, *self._begin(method, request, context))
+
     def _begin(
         self, method: Method, request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> tuple[Call, asyncio.Future[Any]]:
+    ) -> tuple[Call, asyncio.Future[Answer]]:
         """Start one request; the future gets its answer, and the drain waits for it."""
-        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         remaining_s = context.time_remaining()
         metadata = context.invocation_metadata() or ()
         request_id, trace = self._request_ids.of(metadata)
@@ -254,17 +258,12 @@ class GrpcioTransport:
         guarded(call, method.begin, request, call)
         return call, answered
 
-    def _end(self, answered: asyncio.Future[Any], message: Any, error: AttnserveError | None) -> None:
+    def _end(self, answered: asyncio.Future[Answer], message: Any, error: AttnserveError | None) -> None:
         self._open_calls -= 1
         if not self._open_calls:
             self._quiet.set()
-        if answered.done():  # the caller went away; its task was cancelled
-            return
-        if error is not None:
-            answered.set_exception(error)
-            answered.exception()  # marks it as seen: a caller that leaves now is no event for the log
-        else:
-            answered.set_result(message)
+        if not answered.done():  # else the caller went away, and its task was cancelled
+            answered.set_result((message, error))
 
 
 def _client_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnserve.contract import Call
+from attnserve.errors import AttnserveError
 
 MOST_REQUESTS = 64  # enough to fill batches from a stream of single pictures
 MOST_IMAGES = 256  # maps of that many pictures of a ResNet-50 are 30 MB
 MOST_BYTES = 64 << 20  # of requests: one message of the default limit, for it stays in memory until it is answered
+
+
+Answer = tuple[Any, AttnserveError | None]
+"""A call's reply and None, or None and what went wrong; not raised, for the traceback would hold the request."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Begun:
 
     request: Any
     call: Call
-    answered: asyncio.Future[Any]
+    answered: asyncio.Future[Answer]
 
 
 class StreamWindow:
