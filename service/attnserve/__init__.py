@@ -10,7 +10,8 @@ Two halves share one contract, the model repository. Reading order:
 * One way through: `admission`, `decode`, `decode_pool`, `postprocess`, and `pipeline`, which joins them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
-  `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `server`.
+  `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
+  (of memory), `server`.
 * For users: `client`, `render`, `cli` and `commands`.
 * `export`: the only door to torch; its `explain` writes the Grad-CAM graphs beside a model. `v1` and `inference`:
   generated from protos/.

@@ -37,6 +37,7 @@ from attnserve.models import Models
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
+from attnserve.trimming import Trimmer
 
 if TYPE_CHECKING:
     from attnserve.tracing import Tracing
@@ -87,7 +88,7 @@ class Server:
         await loading
         decode_pool = self._decode_pool()
         transport = self._transport = self._make_transport(models, control, decode_pool)
-        self._metrics.watch_inflight(lambda: transport.open_calls)
+        self._metrics.watch_inflight(self._open_calls)
         port = await transport.start(host, port)
         await transport.set_serving()
         self._set_ready(True)
@@ -131,6 +132,9 @@ class Server:
         if self._transport is not None:  # it begins with what is served then
             self._transport.set_model_serving(name, serving)
 
+    def _open_calls(self) -> int:
+        return self._transport.open_calls if self._transport is not None else 0
+
     def _decode_pool(self) -> DecodePool:
         prepare()
         limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
@@ -146,11 +150,13 @@ class Server:
             default_timeout_s=config.default_timeout_s,
         )
         services = [attention.SERVICE, open_inference.SERVICE]
+        trimmer = Trimmer(asyncio.get_running_loop(), lambda: not self._open_calls())
         return GrpcioTransport(
             self._methods(models, control, pipeline),
             self._listeners,
             max_request_bytes=config.max_request_bytes,
             health_services=[*services, *models.names()],
+            on_idle=trimmer.on_idle,
         )
 
     def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -164,3 +165,22 @@ def test_a_client_that_fills_the_house_leaves_room_for_another(start_server, pic
             for caller in callers:
                 caller.join(30)
     assert set(refused) == {"RESOURCE_EXHAUSTED"}
+
+
+def test_memory_that_a_crowd_of_large_requests_took_goes_back_to_the_system(start_server):
+    """Sixty-four of 12 MB, half of them refused: 0.8 GB."""
+    image = pb.Image(raw=pb.RawImage(pixels=bytes(2000 * 2000 * 3), height=2000, width=2000))
+    requests = [pb.ClassifyRequest(model=name, images=[image]) for name in (MODEL, "no such model")] * 32
+    with start_server() as server, grpc.insecure_channel(server.grpc) as channel:
+
+        def resident_mib() -> float:
+            return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096 / 2**20
+
+        before = resident_mib()
+        stub = attention_pb2_grpc.AttentionServiceStub(channel)
+        calls = [stub.Classify.future(request, timeout=60) for request in requests]
+        assert {call.code() for call in calls} >= {grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND}
+        deadline = time.monotonic() + 20
+        while resident_mib() > before + 128:
+            assert time.monotonic() < deadline, (before, resident_mib())
+            time.sleep(0.1)

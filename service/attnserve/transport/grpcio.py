@@ -50,6 +50,7 @@ class GrpcioTransport:
         listener: Hears of every answered call.
         max_request_bytes: Largest message accepted; larger ones answer RESOURCE_EXHAUSTED.
         health_services: Names for grpc.health.v1 besides "" (the whole server); all turn SERVING with `set_serving`.
+        on_idle: Called on the event loop each time the last open call has its answer; must be quick.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class GrpcioTransport:
         *,
         max_request_bytes: int,
         health_services: Sequence[str] = (),
+        on_idle: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listener = listener
+        self._on_idle = on_idle
         self._clock = clock
         self._inbox = LoopInbox(asyncio.get_running_loop())
         self._request_ids = RequestIds()
@@ -262,6 +265,7 @@ class GrpcioTransport:
         self._open_calls -= 1
         if not self._open_calls:
             self._quiet.set()
+            self._on_idle()
         if not answered.done():  # else the caller went away, and its task was cancelled
             answered.set_result((message, error))
 
