@@ -18,6 +18,8 @@ from typing import Any
 from attnserve.errors import ConfigError
 
 MIB = 1 << 20
+MOST_THREADS = 1024
+"""Of one kind: a model's workers, or decoders. More than any machine has cores, and few enough to be started."""
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -50,8 +52,8 @@ class ServeConfig:
     provider: str = _option(
         "auto", "where models run; auto is CUDA where there is one, else the CPU", ("auto", "cpu", "cuda")
     )
-    workers: int = _option(0, "workers per model; 0 is one per usable core on a CPU, and one on a GPU")
-    decode_threads: int = _option(0, "threads that decode and resize pictures; 0 is one per usable core")
+    workers: int = _option(0, "workers per model, at most 1024; 0 is one per usable core on a CPU, and one on a GPU")
+    decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
     max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
     max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
@@ -87,6 +89,9 @@ class ServeConfig:
                 raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, int | float) and not value >= 0:  # so that NaN is refused too
                 raise ConfigError(f"{option.name} must not be negative, got {value}")
+        for name in ("workers", "decode_threads"):
+            if getattr(self, name) > MOST_THREADS:
+                raise ConfigError(f"{name} must be at most {MOST_THREADS}, got {getattr(self, name)}")
         for name in ("max_request_bytes", "max_image_bytes", "max_image_pixels", "max_images_per_request",
                      "max_pending_images", "max_pending_bytes", "default_timeout_s", "repository_poll_s"):  # fmt: skip
             if not getattr(self, name):

@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from attnserve.batch_queue import MOST_LEVELS, Policy
+from attnserve.config import MOST_THREADS
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 
@@ -18,7 +19,6 @@ FILE_NAME = "config.pbtxt"
 MOST_IN_BATCH = 4096  # the warm-up runs it, in memory
 LEVELS, DEFAULT_LEVEL = 3, 2  # where config.pbtxt says nothing: one class before most, one after
 LONGEST_DELAY_S = 60.0
-MOST_WORKERS = 1024  # each is a thread
 MOST_UNKNOWN = 256  # fields that our ModelConfig lacks; each costs one more look at the whole file
 OPTIONAL_OUTPUTS = "optional_outputs"
 """Key of the parameter that names the outputs which only answer when asked for."""
@@ -64,8 +64,8 @@ def _check(config: pb.ModelConfig, folder: Path, path: Path) -> None:
     _check_batching(config, path)
     if any(group.count < 0 for group in config.instance_group):
         raise ConfigError(f"{path}: instance_group count must not be negative")
-    if any(group.count > MOST_WORKERS for group in config.instance_group):
-        raise ConfigError(f"{path}: instance_group count must be at most {MOST_WORKERS}")
+    if any(group.count > MOST_THREADS for group in config.instance_group):
+        raise ConfigError(f"{path}: instance_group count must be at most {MOST_THREADS}")
 
 
 def _check_batching(config: pb.ModelConfig, path: Path) -> None:

@@ -177,6 +177,8 @@ POSITIVE = [
         ),
         ({"log_format": "xml"}, "log_format must be one of text, json, got 'xml'"),
         ({"workers": -1}, "workers must not be negative, got -1"),
+        ({"workers": 1025}, "workers must be at most 1024, got 1025"),
+        ({"decode_threads": 100_000}, "decode_threads must be at most 1024, got 100000"),
         ({"drain_timeout_s": -0.5}, "drain_timeout_s must not be negative, got -0.5"),
         *[({name: 0}, f"{name} must be positive") for name in POSITIVE],
         *[({name: -1}, f"{name} must not be negative, got -1") for name in POSITIVE],
