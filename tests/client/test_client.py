@@ -188,10 +188,30 @@ def test_an_array_that_is_no_picture_is_refused_by_name(
     assert not service.requests
 
 
-def test_a_path_is_sent_as_its_file(client: Client, service: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_path_is_sent_as_its_file(client: Client, service: Any, tmp_path: Path, kind: type) -> None:
     (tmp_path / "cat.png").write_bytes(b"a cat")
-    client.classify([tmp_path / "cat.png"], model="fake")
+    client.classify([kind(tmp_path / "cat.png")], model="fake")
     assert service.requests[0].images[0].encoded == b"a cat"
+
+
+@pytest.mark.parametrize(("picture", "name"), [(7, "int"), (None, "NoneType"), ([b"cat"], "list")])
+def test_what_is_no_picture_is_refused_by_its_type(client: Client, picture: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"must be bytes, a path or a numpy array, got {name}"):
+        client.classify([picture], model="fake")
+
+
+@pytest.mark.parametrize("picture", [b"cat", "cat.png"])
+def test_one_picture_is_no_sequence_of_them(client: Client, picture: Any) -> None:
+    with pytest.raises(TypeError, match="images must be a sequence of pictures"):
+        client.classify(picture, model="fake")
+
+
+@pytest.mark.parametrize("way", ["classify", "classify_stream"])
+def test_an_unknown_attention_level_is_refused_with_the_choices(client: Client, way: str) -> None:
+    wrong: Any = "foo"
+    with pytest.raises(ValueError, match="attention must be one of none, spatial, full, got 'foo'"):
+        list(getattr(client, way)([b"cat"], model="fake", attention=wrong))
 
 
 def test_an_answer_holds_predictions_maps_and_the_view(client: Client) -> None:

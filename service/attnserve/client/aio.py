@@ -35,6 +35,7 @@ from attnserve.client.messages import (
     ModelInfo,
     ModelStatus,
     Picture,
+    check_choices,
     from_model,
     to_request,
 )
@@ -133,6 +134,7 @@ class AsyncClient:
         (`contextlib.aclosing`), or the call lasts until the generator is collected.
         """
         check_window(max_in_flight)
+        check_choices(attention, maps)
         pack = partial(
             to_request,
             model=model,

@@ -101,7 +101,7 @@ class Stream:
 
 async def off_loop(pack: Callable[[], _T], images: Sequence[Picture]) -> _T:
     """The result of `pack`; in a thread where it reads files, else here, for a thread costs more than a copy."""
-    if any(isinstance(image, Path) for image in images):
+    if any(isinstance(image, str | Path) for image in images):
         return await asyncio.to_thread(pack)
     return pack()
 

@@ -38,6 +38,7 @@ from attnserve.client.messages import (
     ModelInfo,
     ModelStatus,
     Picture,
+    check_choices,
     from_model,
     to_request,
 )
@@ -114,8 +115,8 @@ class Client:
         """Classify all `images` in one call: one answer per picture, in order; one bad picture fails the call.
 
         An empty `version` is the newest that is ready, `top_k` 0 is all classes, empty `sites` is all sites; without
-        `explain` no class is explained. Blocks.
-        Raises `ValueError` for an array of another dtype or shape, `OSError` for a file that cannot be read.
+        `explain` no class is explained. Blocks. Raises `ValueError` for an array of another dtype or shape, an unknown
+        level or form, `OSError` for a file that cannot be read, `TypeError` for what is no picture.
         """
         request = to_request(
             images,
@@ -156,6 +157,7 @@ class Client:
         choose 1 for a live source. `timeout_s` spans the whole stream: give it the time that all pictures need.
         """
         check_window(max_in_flight)
+        check_choices(attention, maps)
         pack = partial(
             to_request,
             model=model,

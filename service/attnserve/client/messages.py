@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from attnserve.preprocess import CropBox
 from attnserve.v1 import attention_pb2 as pb
 
-Picture: TypeAlias = bytes | Path | NDArray[Any]
+Picture: TypeAlias = bytes | str | Path | NDArray[Any]
 """Encoded bytes (JPEG, PNG, WebP), the path of such a file, or pixels: (H, W, 3), (H, W, 1) or (H, W) uint8."""
 
 AttentionLevel: TypeAlias = Literal["none", "summary", "full"]
@@ -258,7 +258,13 @@ def to_request(
     explain: Explain | None,
     maps: MapStyle,
 ) -> pb.ClassifyRequest:
-    """One request for all `images`; raises `ValueError` for a bad array and `OSError` for an unreadable file."""
+    """One request for all `images`.
+
+    Raises `ValueError` for a bad array, level or form, `OSError` for an unreadable file, `TypeError` for what is no picture.
+    """
+    if isinstance(images, bytes | str):  # whose items are something else
+        raise TypeError(f"images must be a sequence of pictures, got one {type(images).__name__}")
+    check_choices(attention, maps)
     return pb.ClassifyRequest(
         model=model,
         version=version,
@@ -270,22 +276,30 @@ def to_request(
     )
 
 
+def check_choices(attention: str, maps: MapStyle) -> None:
+    """Raise `ValueError` for what is no `AttentionLevel` or no `MapForm`."""
+    if attention not in _LEVELS:
+        raise ValueError(f"attention must be one of {', '.join(_LEVELS)}, got {attention!r}")
+    if maps.form not in _FORMS:
+        raise ValueError(f"maps: form must be one of {', '.join(_FORMS)}, got {maps.form!r}")
+
+
 def _to_explain(explain: Explain) -> pb.ExplainOptions:
     return pb.ExplainOptions(layers=explain.layers, method=explain.method, classes=explain.classes, top_k=explain.top_k)
 
 
 def _to_options(maps: MapStyle) -> pb.MapOptions:
-    if maps.form not in _FORMS:
-        raise ValueError(f"maps: no form {maps.form!r}; choose {', '.join(_FORMS)}")
     return pb.MapOptions(form=_FORMS[maps.form], colormap=maps.colormap, alpha=maps.alpha)
 
 
 def _to_image(image: Picture) -> pb.Image:
-    if isinstance(image, Path):
-        return pb.Image(encoded=image.read_bytes())
+    if isinstance(image, str | Path):
+        return pb.Image(encoded=Path(image).read_bytes())
     if isinstance(image, np.ndarray):
         return pb.Image(raw=_to_raw(image))
-    return pb.Image(encoded=image)
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    raise TypeError(f"a picture must be bytes, a path or a numpy array, got {type(image).__name__}")
 
 
 def _to_raw(pixels: NDArray[Any]) -> pb.RawImage:
