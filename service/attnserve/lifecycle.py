@@ -24,6 +24,7 @@ READY, UNAVAILABLE, LOADING, UNLOADING = "READY", "UNAVAILABLE", "LOADING", "UNL
 
 UNLOADED = "unloaded"
 KEPT = "not served; kept loaded for a roll-back"
+STALE = "serves the files that it was loaded from; those on disk now cannot be loaded"
 
 
 class Status(NamedTuple):
@@ -116,6 +117,8 @@ def statuses(
 ) -> dict[str, Status]:
     """How each version stands, oldest first; the version "" is the model's own trouble.
 
+    One that is served has a reason only where its files have changed since and the new ones failed (`STALE`).
+
     Args:
         loading: The version that is being loaded.
         leaving: Versions that finish their last calls.
@@ -126,8 +129,8 @@ def statuses(
     if loading is not None:
         found[loading] = Status(LOADING)
     for version, loaded in held.items():
-        if loaded.served:  # perhaps from files that have changed since, and the new ones failed
-            found[version] = Status(READY, failures[version].reason if version in failures else "")
+        if loaded.served:
+            found[version] = Status(READY, f"{STALE}: {failures[version].reason}" if version in failures else "")
         elif version != loading:
             found[version] = Status(UNAVAILABLE, KEPT)
     return {version: found[version] for version in _sorted(found)}

@@ -202,3 +202,11 @@ def test_models_are_one_row_each_and_say_why_they_are_not_ready(
         "broken  -        no     -        -        -                    -",
         "broken is not ready: no model.onnx",
     ]
+
+
+def test_a_model_that_is_ready_from_older_files_says_so(
+    target: str, service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.statuses[:] = [pb.ModelStatus(name="fake", version="3", ready=True, reason="serves older files")]
+    assert main(["models", "--server", target]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "fake version 3 is ready, but serves older files"

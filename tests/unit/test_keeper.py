@@ -12,7 +12,7 @@ import pytest
 from attnserve.contract import ModelKey
 from attnserve.errors import ConfigError, DoesNotFit, NotFound
 from attnserve.keeper import Keeper
-from attnserve.lifecycle import KEPT, Status
+from attnserve.lifecycle import KEPT, STALE, Status
 from attnserve.models import Model, Models
 from attnserve.repository import VersionFiles, look_at
 
@@ -233,7 +233,7 @@ def test_files_changed_in_place_replace_the_version_or_are_refused_while_it_serv
     house.write("1", "other")
     house.follow()
     assert house.models.find("net") is first
-    assert house.stands() == {"1": Status("READY", "SHA-256")}
+    assert house.stands() == {"1": Status("READY", f"{STALE}: SHA-256")}
     house.reasons.clear()
     house.write("1", "other again")
     house.follow()

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from attnserve.lifecycle import KEPT, NOTHING, UNLOADED, Failure, Found, Held, Plan, Status, plan, settled, statuses
+from attnserve.lifecycle import (
+    KEPT,
+    NOTHING,
+    STALE,
+    UNLOADED,
+    Failure,
+    Found,
+    Held,
+    Plan,
+    Status,
+    plan,
+    settled,
+    statuses,
+)
 
 
 def disk(chosen: str, **marks: str) -> Found:
@@ -117,7 +130,7 @@ def test_how_versions_stand():
         "4": Status("LOADING"),
         "5": Status("UNLOADING"),
         "6": Status("UNAVAILABLE", UNLOADED),
-        "10": Status("READY", "broken"),
+        "10": Status("READY", f"{STALE}: broken"),
     }
     assert list(statuses(held, failures)) == ["", "1", "2", "3", "10"]
 

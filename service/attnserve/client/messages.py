@@ -174,7 +174,11 @@ class Classification:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One model version that the server knows; `reason` says why it is not ready."""
+    """One model version that the server knows.
+
+    Attributes:
+        reason: Why it is not ready, or that it is but newer files of the same version cannot be loaded; else empty.
+    """
 
     name: str
     version: str

@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one row for each model version, and why a model is not ready."""
+    """Print one row for each model version, why one is not ready, and where a ready one's newer files failed."""
     from attnserve.client import Client
 
     with Client(args.server) as client:
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for status in statuses:
-        if not status.ready:
+        if status.reason:
             which = f"{status.name} version {status.version}" if status.version else status.name
-            print(f"{which} is not ready: {status.reason}")
+            print(f"{which} is {'ready, but' if status.ready else 'not ready:'} {status.reason}")
     return 0
 
 
