@@ -210,7 +210,7 @@ def test_one_picture_is_no_sequence_of_them(client: Client, picture: Any) -> Non
 @pytest.mark.parametrize("way", ["classify", "classify_stream"])
 def test_an_unknown_attention_level_is_refused_with_the_choices(client: Client, way: str) -> None:
     wrong: Any = "foo"
-    with pytest.raises(ValueError, match="attention must be one of none, spatial, full, got 'foo'"):
+    with pytest.raises(ValueError, match="attention must be one of none, summary, full, got 'foo'"):
         list(getattr(client, way)([b"cat"], model="fake", attention=wrong))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,7 +24,8 @@ PIXELS = bytes(18)
 @pytest.fixture
 def pipeline(ears, clock):
     pool = DecodePool(1, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
-    yield Pipeline(Admission(10, 1000), pool, ears, default_timeout_s=60, clock=clock)
+    with ThreadPoolExecutor(1) as drawing:
+        yield Pipeline(Admission(10, 1000), pool, ears, drawing, default_timeout_s=60, clock=clock)
     pool.close()
 
 

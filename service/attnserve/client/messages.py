@@ -264,7 +264,8 @@ def to_request(
 ) -> pb.ClassifyRequest:
     """One request for all `images`.
 
-    Raises `ValueError` for a bad array, level or form, `OSError` for an unreadable file, `TypeError` for what is no picture.
+    Raises `ValueError` for a bad array, level or form, `OSError` for an unreadable file, `TypeError` for what is no
+    picture.
     """
     if isinstance(images, bytes | str):  # whose items are something else
         raise TypeError(f"images must be a sequence of pictures, got one {type(images).__name__}")
