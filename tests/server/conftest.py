@@ -64,7 +64,7 @@ class Repository:
         (made / "model.onnx").write_bytes(constant_graph(answer))
         card = Card.from_json((ROOT / "model_repo" / TEMPLATE / "1/model.json").read_text())
         digest = "0" * 64 if broken else sha256_of(made / "model.onnx")
-        card = dataclasses.replace(card, name=name, sites=(), files={"model.onnx": digest})
+        card = dataclasses.replace(card, name=name, sites=(), explain=(), files={"model.onnx": digest})
         (made / "model.json").write_text(card.to_json())
         if (folder / str(version)).exists():
             os.rename(folder / str(version), self.path / f".old-{name}-{version}-{time.monotonic_ns()}")

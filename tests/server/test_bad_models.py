@@ -54,7 +54,9 @@ def repository(tmp_path):
         (folder / "config.pbtxt").write_text(config.replace("max_batch_size: 64", f"max_batch_size: {max_batch_size}"))
         (folder / "1/model.onnx").write_bytes(model)
         card = Card.from_json((folder / "1/model.json").read_text())
-        card = dataclasses.replace(card, name=BAD, sites=(), files={"model.onnx": sha256_of(folder / "1/model.onnx")})
+        card = dataclasses.replace(
+            card, name=BAD, sites=(), explain=(), files={"model.onnx": sha256_of(folder / "1/model.onnx")}
+        )
         (folder / "1/model.json").write_text(card.to_json())
         return tmp_path
 
