@@ -124,7 +124,8 @@ def test_a_version_is_loaded_only_when_its_folder_has_come_to_rest(start_server,
         whole = repository.path / "other" / "2"
         folder = repository.path / "net" / "2"
         folder.mkdir()
-        shutil.copy(whole / "model.json", folder)
+        card = (whole / "model.json").read_text()
+        (folder / "model.json").write_text(card.replace('"name": "other"', '"name": "net"'))
         content = (whole / "model.onnx").read_bytes()
         with (folder / "model.onnx").open("wb") as file:
             for start in range(0, len(content), len(content) // 20 + 1):
@@ -364,6 +365,8 @@ def test_sigterm_while_a_model_loads_ends_the_process_and_answers_the_load(serve
     shutil.copytree(ROOT / "model_repo" / "sign-digits-cbam", slow)
     config = (slow / "config.pbtxt").read_text().replace("max_batch_size: 64", "max_batch_size: 1024")  # many seconds
     (slow / "config.pbtxt").write_text(config.replace("sign-digits-cbam", "slow"))
+    card = (slow / "1" / "model.json").read_text()
+    (slow / "1" / "model.json").write_text(card.replace('"name": "sign-digits-cbam"', '"name": "slow"'))
     server = server_process(*EXPLICIT, repository=repository.path)
     connected = control(server.grpc)
     codes: list[grpc.StatusCode] = []
