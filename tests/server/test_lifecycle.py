@@ -160,7 +160,7 @@ def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_th
     outcomes: list[str] = []
 
     def ask() -> None:
-        with Client(server.grpc, timeout_s=60, retry=None) as client:
+        with Client(server.grpc, timeout_s=600, retry=None) as client:
             try:
                 client.classify([np.zeros((96, 96, 3), np.uint8)] * 1000, model="sign-digits-cbam")
                 outcomes.append("OK")
