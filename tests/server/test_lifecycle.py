@@ -159,8 +159,8 @@ def test_during_the_drain_delay_it_still_answers_but_is_not_ready(start_server, 
 def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_the_exit_is_clean(start_server):
     outcomes: list[str] = []
 
-    def ask() -> None:
-        with Client(server.grpc, timeout_s=600, retry=None) as client:
+    def ask(name: str) -> None:  # of its own, for one client may not fill the house
+        with Client(server.grpc, timeout_s=600, retry=None, client_id=name) as client:
             try:
                 client.classify([np.zeros((96, 96, 3), np.uint8)] * 1000, model="sign-digits-cbam")
                 outcomes.append("OK")
@@ -168,7 +168,7 @@ def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_th
                 outcomes.append(error.code)
 
     with start_server("--drain-timeout-s", "0.2") as server:
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+        threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 20
