@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,18 @@ def mixed(net: Any) -> Any:
     return net
 
 
+def reductions(net: Any) -> Any:
+    net.layer1 = nn.Sequential(net.layer1, Cbam(64, 16))
+    net.layer2 = nn.Sequential(net.layer2, Cbam(128, 4))
+    return net
+
+
+def kernels(net: Any) -> Any:
+    net.layer1 = nn.Sequential(net.layer1, Cbam(64, kernel=7))
+    net.layer2 = nn.Sequential(net.layer2, Cbam(128, kernel=3))
+    return net
+
+
 def other_pool(net: Any) -> Any:
     net.avgpool = nn.AdaptiveMaxPool2d(1)
     return net
@@ -147,7 +161,9 @@ def headless(net: Any) -> Any:
         (shared, "the same module as elsewhere"),
         (Twice, "neck runs more than once"),
         (idle, "does not run: unused"),
-        (mixed, "several kinds"),
+        (mixed, r"several kinds.*: layer1\.1 has kind cbam, layer2\.1 has kind bam$"),
+        (kernels, r"layer1\.1 has kernel 7, layer2\.1 has kernel 3$"),
+        (reductions, r"reductions.* layer1\.1 has 4 for 64, layer2\.1 has 32 for 128; build all with the same"),
         (other_pool, "mean of what `avgpool` is given"),
         (headless, "one linear layer last"),
         (lambda _: nn.Linear(3, 3), "no conv1, layer1"),
@@ -156,14 +172,23 @@ def headless(net: Any) -> Any:
 def test_what_cannot_be_shown_truly_is_refused(
     make: Any, reason: str, oracles: Any, build: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
         export(build(lambda: make(plain(oracles))), tmp_path / "models", "mine", VIEW)
+    assert caught.type is ConfigError
     assert not (tmp_path / "models").exists()
 
 
 def test_wrong_labels_are_refused(oracles: Any, build: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 labels for 10 classes"):
         export(build(lambda: after_stages(plain(oracles))), tmp_path, "mine", VIEW, labels=["a", "b"])
+
+
+def test_the_readme_s_example_runs(oracles: Any, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^((?:    .*\n|\n)*    export\(network, .*\n)", readme, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(block), {"network": build(lambda: after_stages(plain(oracles)))})
+    assert Path("model_repo/mine/1/model.onnx").is_file()
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -20,7 +20,7 @@ from attnserve.export.architecture import Architecture, Attention
 from attnserve.export.bam import Bam
 from attnserve.export.cbam import Cbam, Maps
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.dialects.shapes import common_reduction
+from attnserve.export.dialects.shapes import Misfit, common_reduction
 from attnserve.export.entry import Job, Target, write_entry
 from attnserve.export.explain import check_head
 from attnserve.export.resnet import BLOCKS_PER_STAGE, Evidence, ResNet
@@ -209,15 +209,36 @@ def _attention(model: nn.Module, names: dict[str, str]) -> Attention | None:
     if not modules:
         return None
     stages = tuple(sorted({int(name[len("layer")]) for name in names.values()}))  # "stage" is as long
-    found = set()
+    found = {}
     for name, module in modules.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         placement = "block" if hasattr(parent, "conv1") and parent is not model else "stage"
-        found.add(dataclasses.replace(_choices(module), placement=placement, stages=stages))
-    if len(found) > 1:
-        raise ConfigError("attention modules of several kinds, places or choices; one network has one")
-    reduction = common_reduction({tuple(_hidden(module).weight.shape) for module in modules.values()})
-    return dataclasses.replace(found.pop(), reduction=reduction)
+        found[name] = dataclasses.replace(_choices(module), placement=placement, stages=stages)
+    first, *others = found
+    for other in others:
+        if found[other] != found[first]:
+            raise ConfigError(
+                "attention of several kinds, places or choices, where a network can be described with one:"
+                f" {_difference(first, found[first], other, found[other])}"
+            )
+    shapes = {name: tuple(_hidden(module).weight.shape) for name, module in modules.items()}
+    try:
+        reduction = common_reduction(set(shapes.values()))
+    except Misfit:
+        listed = ", ".join(f"{name} has {hidden} for {channels}" for name, (hidden, channels) in shapes.items())
+        raise ConfigError(
+            "attention of several reductions, where a network can be described with one: of hidden units for channels,"
+            f" {listed}; build all with the same reduction"
+        ) from None
+    return dataclasses.replace(found[first], reduction=reduction)
+
+
+def _difference(name: str, ours: Attention, other: str, theirs: Attention) -> str:
+    """Where two modules differ, as `layer1.0.cbam has kernel 7, neck has kernel 3`."""
+    values, others = dataclasses.asdict(ours), dataclasses.asdict(theirs)
+    differing = ["kind"] if ours.kind != theirs.kind else [key for key in values if values[key] != others[key]]
+    said, answered = (" and ".join(f"{key} {both[key]}" for key in differing) for both in (values, others))
+    return f"{name} has {said}, {other} has {answered}"
 
 
 def _hidden(module: Cbam | Bam) -> nn.Linear:
