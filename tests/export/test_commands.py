@@ -73,6 +73,30 @@ def test_resume_goes_on_with_the_same_command_only(photos: Path, capsys: pytest.
         attnserve("train", *train, "--resume")
 
 
+def test_a_checkpoint_is_replaced_only_by_force(photos: Path) -> None:
+    train = [str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1"]
+    Path("net.pt").write_text("a week's work")
+    with pytest.raises(ConfigError, match=r"net\.pt exists; go on from it with --resume, or replace it with --force"):
+        attnserve("train", *train)
+    assert Path("net.pt").read_text() == "a week's work"
+    assert attnserve("train", *train, "--force") == 0
+    assert "--force" not in Checkpoint.load(Path("net.pt")).training["command"]
+
+
+@pytest.mark.parametrize("flags", ["--batch-size 120", "--epochs 1 --warmup-epochs 0 --batch-size 120"])
+def test_weights_that_the_last_step_destroyed_are_not_called_a_success(photos: Path, flags: str) -> None:
+    """The loss of that step is from before it."""
+    with pytest.raises(ConfigError, match="weights became too large"):
+        attnserve("train", str(photos), "--output", "net.pt", *SMALL.split(), "--learning-rate", "1e30", *flags.split())
+
+
+def test_a_training_that_can_change_nothing_says_so(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = [str(photos), "--output", "net.pt", *SMALL.split(), "--epochs", "1"]
+    for flags, said in (("--batch-size 96", True), ("--batch-size 48", False)):
+        assert attnserve("train", *train, *flags.split(), "--force") == 0
+        assert ("nothing will be learnt" in capsys.readouterr().err) == said
+
+
 def test_the_flags_are_declared_without_torch() -> None:
     declare = "import argparse, sys; from attnserve.commands import export, train"
     use = "[command.configure(argparse.ArgumentParser()) for command in (export, train)]"
@@ -129,7 +153,7 @@ def test_what_the_split_did_with_the_pictures_is_said(photos: Path, capsys: pyte
     assert attnserve("train", *split) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "photos: train 76, validation 0, test 24 pictures; 20 left out beside the cuts"
-    assert attnserve("train", *split, "--guard", "0") == 0
+    assert attnserve("train", *split, "--guard", "0", "--force") == 0
     assert capsys.readouterr().out.splitlines()[0] == "photos: train 96, validation 0, test 24 pictures"
 
 
@@ -143,6 +167,8 @@ def test_what_the_split_did_with_the_pictures_is_said(photos: Path, capsys: pyte
         ("--learning-rate nan", "learning_rate"),
         ("--learning-rate 1e30", "the loss became"),
         ("--test-fraction 0.001", "no picture to test on"),
+        ("--validation-fraction 0.001", "0.001 leaves no picture to validate on .*train 96, validation 0, test 24"),
+        ("--validation-fraction 0.1 --split number", "0.1 leaves no picture to validate on"),
         ("--output photos", "is a folder"),
         ("--output photos/left/IMG_1.png/net.pt", "--output"),
     ],

@@ -31,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(parser=parser)
     parser.add_argument("dataset", metavar="DATASET", help="`fashion-mnist`, or a folder with a sub-folder per class")
     parser.add_argument("--output", type=Path, required=True, metavar="CKPT", help="saved after every epoch")
-    parser.add_argument("--resume", action="store_true", help="go on from CKPT")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from CKPT")
+    existing.add_argument("--force", action="store_true", help="replace CKPT where it exists")
     _configure_data(parser.add_argument_group("data"))
     _configure_network(parser.add_argument_group("network"))
     _configure_recipe(parser.add_argument_group("recipe"))
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if args.threads < 1:
             raise ConfigError(f"--threads must be positive, got {args.threads}")
         torch.set_num_threads(args.threads)
-    _check_output(args.output)
+    _check_output(args.output, replace=args.resume or args.force)
     trainer = build_trainer(args)
     print(trainer.dataset.sizes, flush=True)
     if not trainer.run(args.output, args.max_minutes):
@@ -112,10 +114,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, *, replace: bool) -> None:
     """Find out now, not after an epoch, that the checkpoint cannot be written."""
     if output.is_dir():
         raise ConfigError(f"--output: {output} is a folder")
+    if output.exists() and not replace:
+        raise ConfigError(f"--output: {output} exists; go on from it with --resume, or replace it with --force")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
@@ -153,6 +157,11 @@ def load_dataset(args: argparse.Namespace) -> tuple[Dataset, Preprocessing]:
     preprocessing = Preprocessing(size, size)
     rule = datasets.SplitRule(args.split, args.test_fraction, args.validation_fraction, args.guard, args.seed)
     dataset = datasets.load(args.dataset, args.data_dir, args.licence, preprocessing, rule)
+    if args.validation_fraction and not len(dataset.validation):
+        raise ConfigError(
+            f"--validation-fraction {args.validation_fraction:g} leaves no picture to validate on ({dataset.sizes});"
+            " take a larger one, or leave it out"
+        )
     mean, std = datasets.colour_statistics(dataset.train)
     return dataset, dataclasses.replace(preprocessing, mean=mean, std=std)
 

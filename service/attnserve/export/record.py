@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import PurePath
 
 POSITIONALS = ("dataset", "checkpoint")
-NOT_RECORDED = ("command", "parser", "resume", "max_minutes")  # the last two say only how often it was interrupted
+NOT_RECORDED = ("command", "parser", "resume", "force", "max_minutes")
+"""Besides argparse's own: options that tell only how often a run was interrupted, or what lay in its way."""
 
 
 def command_line(command: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

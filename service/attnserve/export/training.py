@@ -103,6 +103,9 @@ class Trainer:
         False where it stopped before, after the epoch that took this run past `max_minutes`.
         """
         before = self.minutes
+        if self.recipe.epochs * self._steps == 1 and self.recipe.warmup_epochs:
+            print("one step in all, and the warm-up's first is at a learning rate of 0: nothing will be learnt",
+                  file=sys.stderr)  # fmt: skip
         while self.epoch < self.recipe.epochs:
             started = time.monotonic()
             loss, hits = self.train_epoch()
@@ -110,6 +113,8 @@ class Trainer:
             self._report(loss, hits)
             if not math.isfinite(loss):
                 raise ConfigError(f"training: the loss became {loss}; try a lower --learning-rate")
+            if not self._answers():
+                raise ConfigError("training: the weights became too large to answer with; try a lower --learning-rate")
             self._save(output)
             if max_minutes is not None and self.minutes - before >= max_minutes and self.epoch < self.recipe.epochs:
                 return False
@@ -172,6 +177,10 @@ class Trainer:
     def classifier(self) -> Classifier:
         """The averaged weights as a function of pictures."""
         return classifier(self.average.module, self.normalise, self.recipe.device)
+
+    def _answers(self) -> bool:
+        """Whether the averaged weights give numbers; the loss is from before an epoch's last step and cannot tell."""
+        return bool(np.isfinite(self.classifier(self.dataset.train.images[: self._batch_size])).all())
 
     def _save(self, output: Path) -> None:
         self.checkpoint.state_dict = {
