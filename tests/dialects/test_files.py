@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_a_truncated_file_is_refused(share: float, legacy: bool, weights: Weight
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(ConfigError, match=r"net\.pt"):
         recognise(path)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch would rather have something else exported
+def test_torch_s_advice_on_how_to_run_the_code_is_not_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "picture.pt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tmp_path / "text.pt").write_text("hello")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))
+    for name, reason in [
+        ("picture.pt", r"is not loaded: it is damaged, or .* plain values \(Unsupported operand \d+\)"),
+        ("text.pt", "cannot be read as a checkpoint: KeyError 101"),
+        ("script.pt", "cannot be read as a checkpoint: it is a TorchScript archive; .* save its state_dict"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{re.escape(name)} {reason}$"):
+            recognise(tmp_path / name)
 
 
 def test_noise_text_and_folders_are_refused(tmp_path: Path) -> None:

@@ -49,12 +49,13 @@ def read(path: Path, limit: int = MAX_BYTES) -> object:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # torch reads it, or fails below
+            for message in ("Detected pickle protocol", ".*looks like a TorchScript archive"):
+                warnings.filterwarnings("ignore", message=message)  # torch reads it, or fails below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(_refusal(path, error)) from error
     except DAMAGE as error:
-        raise ConfigError(f"{path.name} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise ConfigError(f"{path.name} cannot be read as a checkpoint: {_reason(error)}") from error
 
 
 def weights(raw: object, name: str, limit: int = MAX_BYTES) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load_file(path, device="cpu"))
     except SafetensorError as error:
-        raise ConfigError(f"{path.name} cannot be read as safetensors: {_first_line(error)}") from error
+        raise ConfigError(f"{path.name} cannot be read as safetensors: {_reason(error)}") from error
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -97,10 +98,16 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path.name} is not loaded: besides tensors and plain values it wants {wanted[1]}, which could run code;"
             " where you trust it, load it yourself and save its state_dict alone"
         )
-    return (
-        f"{path.name} is not loaded: it is damaged, or holds more than tensors and plain values ({_first_line(error)})"
-    )
+    return f"{path.name} is not loaded: it is damaged, or holds more than tensors and plain values ({_reason(error)})"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """One sentence; torch adds advice to its own, the first of it to load the file with code allowed."""
+    text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript archive; load it yourself and save its state_dict"
+    text = text.rpartition("WeightsUnpickler error:")[2].strip()
+    sentence = text.partition("\n")[0].partition(". ")[0]
+    if isinstance(error, LookupError):  # whose text is the bare key
+        sentence = f"{type(error).__name__} {sentence}"
+    return sentence or type(error).__name__
