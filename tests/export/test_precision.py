@@ -88,6 +88,11 @@ def test_one_picture_alone_equals_the_same_picture_in_any_batch(narrow: tuple[st
         np.testing.assert_allclose(whole[5:], alone, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(whole).max())))
 
 
+def test_nobody_is_advised_on_files_that_they_never_see(exact: Exact, caplog: pytest.LogCaptureFixture) -> None:
+    narrowed(exact.model, Precision("int8", noise(2)))
+    assert not caplog.records
+
+
 def test_the_trunks_weights_are_narrow_and_the_gates_are_not(exact: Exact, narrow: tuple[str, bytes]) -> None:
     kind, model = narrow
     graph, before = onnx.load_model_from_string(model).graph, onnx.load_model_from_string(exact.model).graph

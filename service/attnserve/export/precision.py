@@ -185,6 +185,7 @@ def _target(cast: Any) -> int:
 def _int8(model: Any, images: NDArray[np.uint8]) -> Any:
     """The trunk's convolutions and the classifier in int8."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no annotations
         def __init__(self) -> None:
@@ -194,10 +195,12 @@ def _int8(model: Any, images: NDArray[np.uint8]) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch}
 
+    shaped = onnx.shape_inference.infer_shapes(model)
+    add_pre_process_metadata(shaped)  # shapes known, normalisations folded: else it advises to do so
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         quantize_static(
-            onnx.shape_inference.infer_shapes(model),
+            shaped,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
