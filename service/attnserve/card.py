@@ -144,7 +144,8 @@ class Card:
         precision: `fp32`, `fp16` or `int8`; inputs and outputs are the same for all.
         quantisation: Not for fp32: accuracy beside the fp32 file's on the same pictures, share of equal answers.
         calibration: Temperature of `probabilities` (softmax of logits / temperature), the pictures it was fitted on,
-            ECE and negative log-likelihood before and after; empty where the temperature is 1.
+            ECE and negative log-likelihood before and after, and what speaks against it (`doubts`); empty where the
+            temperature is 1.
         explain: The graphs that explain a class; none in the cards of older exports.
     """
 

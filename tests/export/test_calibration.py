@@ -77,6 +77,31 @@ def test_pictures_that_are_all_answered_right_fit_no_temperature() -> None:
         fit_temperature(np.eye(3, dtype=np.float32), np.arange(3))
 
 
+def test_a_temperature_that_many_pictures_ask_for_is_not_doubted() -> None:
+    logits, labels = drawn(2.0)
+    record = {"temperature": 2.0, "fit": calibration.quality(logits, labels, 2.0)}
+    assert calibration.doubts(record) == []
+    assert calibration.doubts({**record, "test": calibration.quality(*drawn(2.0, seed=1), 2.0)}) == []
+
+
+def test_too_few_pictures_and_worse_probabilities_are_said() -> None:
+    logits, labels = drawn(1.0, 12)  # nothing to correct: whatever is fitted is chance
+    fitted = fit_temperature(logits, labels)
+    record = {"temperature": fitted, "fit": calibration.quality(logits, labels, fitted)}
+    assert calibration.doubts(record)[0] == f"its 12 pictures are too few to tell {fitted} from 1"
+    few, worse = calibration.doubts({**record, "test": calibration.quality(*drawn(1.0, seed=1), 3.0)})
+    assert few.startswith("its 12 pictures are too few")
+    assert worse.startswith("the probabilities are worse with it on the 20000 held-out pictures: NLL 0.")
+
+
+def test_a_calibration_error_that_rises_while_the_likelihood_improves_is_said() -> None:
+    better = {"images": 900, "nll_before": 0.6, "nll_after": 0.5, "ece_before": 0.0124, "ece_after": 0.0652}
+    record = {"temperature": 0.8, "fit": better}
+    said = "it lowers the NLL (0.6000 -> 0.5000) but raises the ECE (0.0124 -> 0.0652) on the 900 {} pictures"
+    assert calibration.doubts(record) == [said.format("same")]
+    assert calibration.doubts({**record, "test": better}) == [said.format("held-out")]
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
     return tiny_checkpoint(Attention("cbam", "stage", (4,), 4, 3))
@@ -111,6 +136,7 @@ def test_the_file_divides_by_the_temperature_and_leaves_the_logits_alone(tmp_pat
     assert max(card.parity.values()) <= 1e-5
     assert card.calibration["fit"]["nll_after"] < card.calibration["fit"]["nll_before"]
     assert card.calibration["test"]["images"] == 60
+    assert card.calibration["doubts"] == []
     assert (card.calibration["dataset"], card.calibration["bins"]) == ("noise", 15)
     assert plain.calibration == {}
 

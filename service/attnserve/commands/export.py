@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,6 +191,8 @@ def _report(card: Card) -> None:
             f"temperature {fitted['temperature']}, fitted on {fitted['dataset']}, {fitted['part']}: ECE"
             f" {measured['ece_before']:.4f} -> {measured['ece_after']:.4f} on {measured['images']} pictures"
         )
+        for doubt in fitted["doubts"]:
+            print(f"attnserve export: doubtful temperature: {doubt}", file=sys.stderr)
 
 
 def labelled(checkpoint: Checkpoint, labels: Path | None) -> Checkpoint:

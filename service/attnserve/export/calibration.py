@@ -26,6 +26,9 @@ from attnserve.export.measure import spaced
 BINS = 15  # as in the paper's tables
 LOWEST, HIGHEST = 0.05, 20.0  # a sound network's temperature lies far inside
 LARGEST_SET = 5000  # as many as the paper fits on; one parameter needs no more
+CHANCE = (
+    3.84  # 95th percentile of chi-square with one degree of freedom: the likelihood-ratio test of T = 1 (Wilks 1938)
+)
 
 SEEN, HELD_OUT, FOREIGN = "training pictures, varied as in training", "validation part", "all pictures of the folder"
 
@@ -114,6 +117,25 @@ def quality(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature:
         measured[f"ece_{when}"] = round(expected_calibration_error(probabilities(logits, t), labels), 5)
         measured[f"nll_{when}"] = round(_nll(logits, labels, t), 5)
     return measured
+
+
+def doubts(record: dict[str, Any]) -> list[str]:
+    """What speaks against a temperature, by its record: too few pictures to fit it, or probabilities made worse.
+
+    The likelihood is what is fitted and the better judge; the ECE of few pictures is mostly chance, but it is what
+    people look at.
+    """
+    fitted, found = record["fit"], []
+    if 2 * fitted["images"] * (fitted["nll_before"] - fitted["nll_after"]) < CHANCE:
+        found.append(f"its {fitted['images']} pictures are too few to tell {record['temperature']} from 1")
+    measured, where = (record["test"], "held-out") if "test" in record else (fitted, "same")
+    change = {name: f"{measured[f'{name}_before']:.4f} -> {measured[f'{name}_after']:.4f}" for name in ("nll", "ece")}
+    on = f"on the {measured['images']} {where} pictures"
+    if measured["nll_after"] > measured["nll_before"]:
+        found.append(f"the probabilities are worse with it {on}: NLL {change['nll']}, ECE {change['ece']}")
+    elif measured["ece_after"] > measured["ece_before"]:
+        found.append(f"it lowers the NLL ({change['nll']}) but raises the ECE ({change['ece']}) {on}")
+    return found
 
 
 def calibration_set(

@@ -151,7 +151,7 @@ def _build(checkpoint: Checkpoint, outputs: list[str], job: Job, network: ResNet
     differences = parity.measure(servable, session, outputs, batches)
     parity.check(differences)
     if held_out is None:  # so it is fp32
-        return Built(model, session, differences, {}, fitted)
+        return Built(model, session, differences, {}, _judged(fitted))
     logits, cost = scores(parity.classifier(session, "logits"), held_out.images), {}
     if job.precision.kind != "fp32":
         exact, model = logits, precision.narrowed(model, job.precision)
@@ -162,7 +162,7 @@ def _build(checkpoint: Checkpoint, outputs: list[str], job: Job, network: ResNet
         precision.check(cost, job.precision.max_accuracy_drop)
     if fitted:
         fitted["test"] = calibration.quality(logits, held_out.labels, temperature)
-    return Built(model, session, differences, cost, fitted)
+    return Built(model, session, differences, cost, _judged(fitted))
 
 
 def _fit(servable: Servable, chosen: CalibrationSet | None) -> tuple[float, dict[str, Any]]:
@@ -170,6 +170,11 @@ def _fit(servable: Servable, chosen: CalibrationSet | None) -> tuple[float, dict
     if chosen is None:
         return 1.0, {}
     return calibration.fit(chosen, scores(logits_of(servable), chosen.pictures.images))
+
+
+def _judged(fitted: dict[str, Any]) -> dict[str, Any]:
+    """The temperature's record with what speaks against it, where there is one."""
+    return {**fitted, "doubts": calibration.doubts(fitted)} if fitted else {}
 
 
 def config_text(checkpoint: Checkpoint, target: Target, outputs: Sequence[str]) -> str:
