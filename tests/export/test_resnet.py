@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +13,8 @@ from attnserve.export.resnet import ResNet
 
 
 @pytest.fixture(scope="module")
-def torchvision_models() -> Any:
-    """torchvision.models; beside a CPU build of torch its missing operators are declared first."""
-    try:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                library.define(signature)  # type: ignore[no-untyped-call]
-        yield importlib.import_module("torchvision.models")
-    except ImportError as error:
-        pytest.skip(f"torchvision, the oracle, is not installed: {error}")
+def torchvision_models(oracle: Callable[[str], Any]) -> Any:
+    return oracle("torchvision.models")
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
