@@ -6,12 +6,14 @@ their own checkpoints where they are installed; the others are written under the
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,13 +87,31 @@ def of_package(build: Callable[[], nn.Module]) -> Callable[[], object]:
     return lambda: build().state_dict()
 
 
-def torchvision_resnet() -> nn.Module:
+@functools.cache
+def torchvision_models() -> Any:
     library = torch.library.Library("torchvision", "DEF")  # beside a CPU build of torch, for the import only
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from torchvision.models import resnet18
+    import torchvision.models
 
-    network: nn.Module = resnet18(num_classes=CLASSES)
+    return torchvision.models
+
+
+def torchvision_resnet() -> nn.Module:
+    network: nn.Module = torchvision_models().resnet18(num_classes=CLASSES)
+    return network
+
+
+def torchvision_vit() -> nn.Module:
+    network: nn.Module = torchvision_models().VisionTransformer(int(SIZE), 16, 2, 3, 48, 96, num_classes=CLASSES)
+    return network
+
+
+def timm_vit() -> nn.Module:
+    from timm.models import VisionTransformer
+
+    sizes: dict[str, Any] = {"img_size": int(SIZE), "embed_dim": 48, "depth": 2, "num_heads": 3}
+    network: nn.Module = VisionTransformer(**sizes, num_classes=CLASSES)
     return network
 
 
@@ -122,6 +142,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "timm-cbam": (of_package(lambda: timm_resnet("cbam")), []),
     "timm-lcbam": (of_package(lambda: timm_resnet("lcbam")), []),
     "cbam-by-shape": (ours(BARE, {r"\.cbam\.": ".refine."}), ["--spatial-order", "avg,max", "--residual", "no"]),
+    "torchvision-vit": (of_package(torchvision_vit), ["--heads", "3"]),
+    "timm-vit": (of_package(timm_vit), ["--heads", "3"]),
+    "deit": (of_package(timm_vit), ["--dialect", "deit", "--heads", "3"]),
     "attnserve": (ours(Attention("bam", "stage", (1, 2, 3)), {}), []),
 }
 """Dialect -> its checkpoint, and the flags that export needs besides."""

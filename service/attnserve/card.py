@@ -59,16 +59,19 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention module of the network and the graph outputs that show what it computed.
+    """One attention module of the network, or all of a transformer's, and the graph outputs that show what it computed.
 
     Attributes:
-        name: The module's name in the network, e.g. `layer3.1.cbam`.
-        kind: `cbam` or `bam`.
-        channels, height, width: Shape of the feature map that the module sees, for the recorded view.
+        name: The module's name in the network, e.g. `layer3.1.cbam`, a transformer block's, e.g. `blocks.3`, or
+            `rollout`.
+        kind: `cbam`, `bam`, `self` (self-attention) or `rollout` (Attention Rollout over all blocks).
+        channels, height, width: Shape of the feature map that the module sees, for the recorded view; of a transformer
+            the width of its tokens and its grid of patches.
         stride: Pixels of the view per pixel of the spatial map.
         channel: Graph output of shape (N, channels) float32, or None where the module has no channel branch.
             For CBAM the gate in 0..1, for BAM the branch before the sigmoid.
-        spatial: Graph output of shape (N, height, width) float32, or None; gate or branch as above.
+        spatial: Graph output of shape (N, height, width) float32, or None; gate or branch as above. For `self` and
+            `rollout` the class token's row at the patches: shares in 0..1 that add up to at most 1.
         combine: BAM only: `add` or `mul`, how the two branches meet before the sigmoid.
     """
 
@@ -83,7 +86,7 @@ class Site:
     combine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("cbam", "bam") or self.combine not in (None, "add", "mul"):
+        if self.kind not in ("cbam", "bam", "self", "rollout") or self.combine not in (None, "add", "mul"):
             raise ConfigError(f"site {self.name!r}: unknown kind {self.kind!r} or combine {self.combine!r}")
         for number in (self.channels, self.height, self.width, self.stride):
             if type(number) is not int or number < 1:
@@ -101,7 +104,8 @@ class Explanation:
 
     Attributes:
         layer: `last`, the map before the pool, whose graph takes the model's output `features`; else `layer1` to
-            `layer4` (a stage's output) or the name of an attention site (its output), whose graph takes the pictures.
+            `layer4` (a stage's output), the name of an attention site (its output) or a transformer's block (the
+            normalised tokens that its attention is given, those of the patches), whose graph takes the pictures.
         file: Path of the ONNX file within the version's folder; float32 whatever the model's precision is.
         stride: Pixels of the model's view per position.
         height, width: Shape of a map.

@@ -42,8 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         " pictures of another folder with a sub-folder per class")  # fmt: skip
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the Fashion-MNIST idx files")
     parser.add_argument("--explain-layers", type=_names, default=(), metavar="NAMES",
-                        help="earlier layers to explain classes by (Grad-CAM), separated by commas: layer1 to layer4 or"
-                        " attention sites; each gets a file as large as the model's")  # fmt: skip
+                        help="earlier layers to explain classes by (Grad-CAM), separated by commas: layer1 to layer4,"
+                        " attention sites or a transformer's blocks; each gets a file of the model's size")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace the version where it exists")
     _add_precision_arguments(parser.add_argument_group("precision and calibration"))
     _configure_dialect(parser.add_argument_group("what the checkpoint does not say (`attnserve inspect` lists it)"))
@@ -56,6 +56,7 @@ def _configure_dialect(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--spatial-order", choices=("avg,max", "max,avg"), help="CBAM: what the spatial gate stacks")
     group.add_argument("--pooling", choices=("avg", "max", "avg+max"), help="CBAM: what the channel gate pools")
     group.add_argument("--residual", choices=("yes", "no"), help="CBAM: whether it adds its input to its output")
+    group.add_argument("--heads", type=int, metavar="N", help="ViT: attention heads in every block")
     group.add_argument("--resize", type=int, metavar="N", help="length of the shorter side before the centre crop")
     group.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic"))
     group.add_argument("--mean", type=_colour, metavar="R,G,B", help="on the scale of 0 to 1")
@@ -127,7 +128,7 @@ def _load(args: argparse.Namespace) -> Checkpoint:
     """The checkpoint as the flags complete it; notes what was assumed."""
     from attnserve.export.dialects.loader import TRAIN, Choices, recognise
 
-    facts = {name: getattr(args, name) for name in ("combine", "dilation", "spatial_order", "pooling")}
+    facts = {name: getattr(args, name) for name in ("combine", "dilation", "spatial_order", "pooling", "heads")}
     if args.residual:
         facts["residual"] = args.residual == "yes"
     view = {name: getattr(args, name) for name in ("resize", "interpolation", "mean", "std")}

@@ -1,4 +1,4 @@
-"""What a network is, as plain data: depth, stem, widths and where which attention sits.
+"""What a network is, as plain data: a ResNet and where which attention sits in it, or a Vision Transformer.
 
 Owns the choices and their validation; knows neither torch nor weights, so a card can be read without either.
 """
@@ -111,6 +111,18 @@ class Architecture:
         """The choices as JSON-ready values; `from_dict` reads them back."""
         return dataclasses.asdict(self)
 
+    @property
+    def kind(self) -> str:
+        """`plain`, `cbam`, `lcbam` (a light CBAM) or `bam`."""
+        if self.attention is None:
+            return "plain"
+        return "lcbam" if self.attention.light else self.attention.kind
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Architecture:
+        """The same with these fields of its attention changed; raises `ConfigError` where a value is none."""
+        attention = self.attention and dataclasses.replace(self.attention, **facts)
+        return dataclasses.replace(self, attention=attention)
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Architecture:
         """Parse `to_dict`'s form; raises `ConfigError` naming what is wrong."""
@@ -119,6 +131,51 @@ class Architecture:
             return cls(**{**raw, "attention": None if attention is None else Attention(**attention)})
         except (TypeError, AttributeError) as error:
             raise ConfigError(f"architecture: {error}") from error
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A Vision Transformer that classifies by its class token.
+
+    Attributes:
+        depth: Encoder blocks.
+        width: Channels of a token.
+        heads: Attention heads in every block; they share the width evenly.
+        mlp_width: Hidden channels of a block's perceptron.
+        patch: Side of a patch in pixels.
+        grid: Patches along a side of the square picture; the position embedding fixes it.
+        num_classes: Width of the logits.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    patch: int
+    grid: int
+    num_classes: int
+
+    kind = "vit"
+    stem = "patches"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _positive(field.name, getattr(self, field.name))
+        if self.width % self.heads:
+            raise ConfigError(f"architecture: {self.heads} heads cannot share a width of {self.width}")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the picture in pixels."""
+        return self.patch * self.grid
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Transformer:
+        """The same with these fields changed; raises `ConfigError` where a value is none."""
+        return dataclasses.replace(self, **facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices as JSON-ready values, and `kind`, by which a reader tells them from a ResNet's."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -102,25 +102,29 @@ def by_vjp(tapped: Tapped, images: Tensor, class_index: Tensor) -> tuple[Tensor,
     return features, gradient
 
 
-class PlainMeans(TorchFunctionMode):
-    """Within it, an adaptive average pool to one value is a mean.
+class Plain(TorchFunctionMode):
+    """Within it, an adaptive average pool to one value is a mean, and a linear layer adds its bias afterwards.
 
-    torch gives the pool's result strides of its own by operators that have no gradient in ONNX.
+    torch gives the pool's result strides of its own by operators that have no gradient in ONNX, and its fused linear
+    layer fixes the batch size of a sequence of tokens.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What the function gives, or the mean."""
+        """What the function gives, by plainer operators."""
         if function is functional.adaptive_avg_pool2d:
             x, size = args
             if size in (1, (1, 1), [1, 1]):
                 return x.mean((2, 3), keepdim=True)
+        if function is functional.linear and not kwargs and len(args) == 3 and args[2] is not None:
+            x, weight, bias = args
+            return functional.linear(x, weight) + bias
         return function(*args, **(kwargs or {}))
 
 
 def traced(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> GraphModule:
     """The function, which may use `torch.func.vjp`, as a graph of plain operators for any batch size."""
     trace = make_fx(function, decomposition_table=_table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
-    with PlainMeans():
+    with Plain():
         graph = trace(*examples)
     graph.graph.eliminate_dead_code()
     graph.recompile()

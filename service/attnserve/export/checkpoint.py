@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attnserve.card import Preprocessing
 from attnserve.errors import ConfigError
-from attnserve.export.architecture import Architecture
+from attnserve.export.architecture import Architecture, Transformer
 from attnserve.export.dialects import files
-from attnserve.export.resnet import ResNet
+from attnserve.export.network import Network, build
 
 FORMAT = "attnserve-checkpoint-1"
 
@@ -35,7 +35,7 @@ class Checkpoint:
         resume: What an unfinished training needs to go on; None once it is finished.
     """
 
-    architecture: Architecture
+    architecture: Architecture | Transformer
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     state_dict: dict[str, Tensor]
@@ -43,9 +43,9 @@ class Checkpoint:
     evaluation: list[dict[str, Any]] = field(default_factory=list)
     resume: dict[str, Any] | None = None
 
-    def network(self) -> ResNet:
+    def network(self) -> Network:
         """The network with these weights, in evaluation mode; raises `ConfigError` where they do not fit."""
-        network = ResNet(self.architecture)
+        network = build(self.architecture)
         try:
             network.load_state_dict(self.state_dict)
         except (RuntimeError, TypeError) as error:

@@ -26,9 +26,9 @@ from attnserve.export.calibration import CalibrationSet
 from attnserve.export.checkpoint import Checkpoint
 from attnserve.export.datasets import Pictures
 from attnserve.export.measure import Classifier, scores
+from attnserve.export.network import Network
 from attnserve.export.precision import Precision
 from attnserve.export.record import versions
-from attnserve.export.resnet import ResNet
 from attnserve.export.rewrite import rewritten
 from attnserve.export.servable import Servable, find_sites, logits_of, output_names
 
@@ -140,7 +140,7 @@ def write_entry(checkpoint: Checkpoint, target: Target, job: Job) -> Card:
     return card
 
 
-def _build(checkpoint: Checkpoint, outputs: list[str], job: Job, network: ResNet) -> Built:
+def _build(checkpoint: Checkpoint, outputs: list[str], job: Job, network: Network) -> Built:
     """The model file: exact first, whatever the precision, then narrowed as the job says."""
     view, held_out = checkpoint.preprocessing, job.held_out
     temperature, fitted = _fit(Servable(network, view), job.calibration)

@@ -9,8 +9,9 @@ Owns which layers there are, the graphs' inputs and outputs, and their parity wi
 
 The score is the class's logit, so the temperature of the probabilities changes nothing. `last` needs no gradient in its
 graph: behind the last features there is a mean and a linear layer, so dy/dA is W[class] / (h w) at every position, and
-the file holds W alone. The file of an earlier layer holds the whole network and its true gradient. All stay float32
-whatever the precision of model.onnx is.
+the file holds W alone. The file of an earlier layer holds the whole network and its true gradient. A transformer that
+classifies by its class token has files of its blocks only, whose features are the tokens of the patches on their grid.
+All stay float32 whatever the precision of model.onnx is.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from attnserve.card import LAST, Explanation, Preprocessing, Site
 from attnserve.errors import ConfigError
 from attnserve.export import cams, onnx_writer, parity
 from attnserve.export.backward import by_autograd, by_vjp, traced
+from attnserve.export.network import Network
 from attnserve.export.resnet import STAGES, ResNet
 from attnserve.export.servable import Servable
 from attnserve.export.tap import Tapped
+from attnserve.export.vit import ROLLOUT, ViT
 
 FOLDER = "explain"
 HEAD_TOLERANCE = 1e-4  # of max(1, max|logits|): float32 sums in another order
@@ -63,10 +66,12 @@ def opened(servable: Servable, view: Preprocessing, sites: Sequence[Site], layer
     Raises:
         ConfigError: There is no such layer, or the network does not run it exactly once.
     """
-    known = [*STAGES, *(site.name for site in sites)]
+    pooled = not isinstance(servable.network, ViT)
+    known = [*(STAGES if pooled else ()), *(site.name for site in sites if site.kind != ROLLOUT)]
     for layer in layers:
         if layer not in known:
-            raise ConfigError(f"explain-layers: no {layer!r}; there are {', '.join(known)} ({LAST} is always written)")
+            note = f" ({LAST} is always written)" if pooled else ""
+            raise ConfigError(f"explain-layers: no {layer!r}; there are {', '.join(known)}{note}")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", layer):
             raise ConfigError(f"explain-layers: {layer!r} cannot name a file")
     if len(set(layers)) != len(layers):
@@ -87,17 +92,21 @@ def write(
 ) -> tuple[Explanation, ...]:
     """Write the files of the last features and of the places into the version's folder, each once it is seen right.
 
+    A transformer that classifies by its class token has no closed form for its last features, and no file of them.
+
     Args:
         batches: Pictures, (N, H, W, 3) uint8 each, on which parity is checked.
 
     Raises:
         ConfigError: A file would compute something else than torch's autograd, or its gradient cannot be exported.
     """
-    (folder / FOLDER).mkdir()
-    found = [_write(folder, LAST, _last_model(servable, view), _last_cases(servable, batches), view)]
+    network, found = servable.network, []
+    if not isinstance(network, ViT):
+        model = _last_model(servable, network, view)
+        found.append(_write(folder, LAST, model, _last_cases(servable, batches), network, view))
     for tapped in places:
         model = _earlier_model(tapped, view)
-        found.append(_write(folder, tapped.layer, model, _earlier_cases(tapped, batches), view))
+        found.append(_write(folder, tapped.layer, model, _earlier_cases(tapped, batches), network, view))
     return tuple(found)
 
 
@@ -111,18 +120,19 @@ def check_head(network: ResNet, view: Preprocessing) -> None:
         raise ConfigError("the logits are not `fc` of the mean of what `avgpool` is given")
 
 
-def _last_model(servable: Servable, view: Preprocessing) -> bytes:
-    check_head(servable.network, view)
+def _last_model(servable: Servable, network: ResNet, view: Preprocessing) -> bytes:
+    check_head(network, view)
     with torch.inference_mode():
         shape = servable(_blank(view))[-1].shape
-    module = LastMaps(servable.network.fc, shape[2] * shape[3])
+    module = LastMaps(network.fc, shape[2] * shape[3])
     examples = {"features": torch.zeros(2, *shape[1:]), "class_index": torch.zeros(2, dtype=torch.int64)}
     return onnx_writer.write(module, examples, cams.METHODS)
 
 
 def _earlier_model(tapped: Tapped, view: Preprocessing) -> bytes:
     def compute(images: Tensor, class_index: Tensor) -> tuple[Tensor, ...]:
-        return cams.maps(*by_vjp(tapped, images, class_index))
+        sized = images.reshape(images.shape[0], view.height, view.width, 3)  # or tracing reasons about every size
+        return cams.maps(*by_vjp(tapped, sized, class_index))
 
     images = _blank(view, 2)
     examples = {"images": images, "class_index": torch.zeros(2, dtype=torch.int64)}
@@ -162,7 +172,9 @@ def _classes(logits: Tensor) -> Tensor:
     return (torch.arange(count) * max(1, classes // count) + classes - 1) % classes
 
 
-def _write(folder: Path, layer: str, model: bytes, cases: Iterable[Case], view: Preprocessing) -> Explanation:
+def _write(
+    folder: Path, layer: str, model: bytes, cases: Iterable[Case], network: Network, view: Preprocessing
+) -> Explanation:
     """Check one graph and write it."""
     session, worst = parity.open_session(model), dict.fromkeys(cams.METHODS, 0.0)
     for inputs, features, gradient in cases:
@@ -172,9 +184,11 @@ def _write(folder: Path, layer: str, model: bytes, cases: Iterable[Case], view: 
     tolerance = TOLERANCES.get(layer, EARLIER_TOLERANCE)
     parity.check({f"{layer} {method}": value for method, value in worst.items()}, tolerance)
     file = f"{FOLDER}/{layer}.onnx"
+    (folder / FOLDER).mkdir(exist_ok=True)
     (folder / file).write_bytes(model)
     _, channels, height, width = features.shape
-    stride = 2 ** round(np.log2(view.height / height))
+    ratio = view.height / height  # a patch's side, or the product of a ResNet's halvings, which round up
+    stride = round(ratio) if isinstance(network, ViT) else 2 ** round(np.log2(ratio))
     return Explanation(layer, file, stride, height, width, channels, cams.METHODS, worst)
 
 

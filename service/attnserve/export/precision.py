@@ -100,9 +100,10 @@ def check(cost: dict[str, float | int], max_accuracy_drop: float) -> None:
 
 
 def gate_nodes(graph: Any) -> set[str]:
-    """Names of the nodes that compute attention: what one factor of a product depends on and the other does not.
+    """Names of the nodes that compute attention, found by structure. Nodes must be in topological order.
 
-    Found by structure, so it holds for every way of writing CBAM or BAM. Nodes must be in topological order.
+    That is what one factor of an elementwise product depends on and the other does not, which holds for every way of
+    writing CBAM or BAM, and the matrix products of two computed factors, which only self-attention has.
     """
     maker: dict[str, int] = {}  # tensor -> the set of nodes it depends on, one bit each
     gates = 0
@@ -113,6 +114,8 @@ def gate_nodes(graph: Any) -> set[str]:
         maker |= dict.fromkeys(node.output, needs)
         if node.op_type == "Mul" and all(name in maker for name in node.input):
             gates |= maker[node.input[0]] ^ maker[node.input[1]]
+        if node.op_type == "MatMul" and all(name in maker for name in node.input):
+            gates |= 1 << position
     return {node.name for position, node in enumerate(graph.node) if gates >> position & 1}
 
 

@@ -27,6 +27,10 @@ class Evidence(NamedTuple):
     features: Tensor  # (N, C, H, W), the last map before the pool
     maps: dict[str, Maps]  # by site name, in the order of computation
 
+    def outputs(self) -> list[Tensor]:
+        """What the served graph gives besides the logits, in order."""
+        return [*(part for maps in self.maps.values() for part in maps), self.features]
+
 
 def build_attention(attention: Attention, channels: int) -> Cbam | Bam:
     """One attention module for a map of that many channels."""

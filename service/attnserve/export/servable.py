@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attnserve.card import Preprocessing, Site
-from attnserve.export.architecture import Architecture
+from attnserve.export.architecture import Architecture, Transformer
 from attnserve.export.measure import Classifier
-from attnserve.export.resnet import ResNet
+from attnserve.export.network import Network
+from attnserve.export.vit import ROLLOUT, ViT
 
 
 class Normalise(nn.Module):
@@ -43,18 +44,17 @@ class Servable(nn.Module):
     The temperature divides the logits before the softmax and leaves the output `logits` as it is.
     """
 
-    def __init__(self, network: ResNet, preprocessing: Preprocessing, temperature: float = 1.0) -> None:
+    def __init__(self, network: Network, preprocessing: Preprocessing, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.normalise = Normalise(preprocessing)
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Probabilities, logits, the attention outputs by site, features."""
+        """Probabilities, logits, the attention outputs by site, a ResNet's features."""
         evidence = self.network.evidence(self.normalise(images.permute(0, 3, 1, 2).float()))
-        maps = [part for site in evidence.maps.values() for part in site]
         tempered = evidence.logits if self.temperature == 1 else evidence.logits / self.temperature
-        return torch.softmax(tempered, dim=1), evidence.logits, *maps, evidence.features
+        return torch.softmax(tempered, dim=1), evidence.logits, *evidence.outputs()
 
 
 def logits_of(servable: Servable) -> Classifier:
@@ -69,13 +69,19 @@ def logits_of(servable: Servable) -> Classifier:
 
 
 def output_names(sites: tuple[Site, ...]) -> list[str]:
-    """Names of `Servable`'s outputs, in its order."""
+    """Names of `Servable`'s outputs, in its order; a transformer pools no map, so it has no `features`."""
     maps = [name for site in sites for name in (site.channel, site.spatial) if name]
-    return ["probabilities", "logits", *maps, "features"]
+    pooled = [] if any(site.kind == ROLLOUT for site in sites) else ["features"]
+    return ["probabilities", "logits", *maps, *pooled]
 
 
-def find_sites(architecture: Architecture, network: ResNet, preprocessing: Preprocessing) -> tuple[Site, ...]:
+def find_sites(
+    architecture: Architecture | Transformer, network: Network, preprocessing: Preprocessing
+) -> tuple[Site, ...]:
     """The network's attention sites for the recorded view, in the order of computation."""
+    if isinstance(architecture, Transformer):
+        return _rows(architecture)
+    assert not isinstance(network, ViT)
     blank = torch.zeros(1, 3, preprocessing.height, preprocessing.width)
     with torch.inference_mode():
         maps = network.eval().evidence(blank).maps
@@ -96,6 +102,23 @@ def find_sites(architecture: Architecture, network: ResNet, preprocessing: Prepr
             combine=attention.combine if attention.kind == "bam" else None,
         )
         for name, (channel, spatial) in maps.items()
+    )
+
+
+def _rows(architecture: Transformer) -> tuple[Site, ...]:
+    """A row of each block's attention, and the rollout of them all."""
+    return tuple(
+        Site(
+            name=name,
+            kind=ROLLOUT if name == ROLLOUT else "self",
+            channels=architecture.width,
+            height=architecture.grid,
+            width=architecture.grid,
+            stride=architecture.patch,
+            channel=None,
+            spatial=f"attention/{name}/spatial",
+        )
+        for name in (*(f"blocks.{i}" for i in range(architecture.depth)), ROLLOUT)
     )
 
 

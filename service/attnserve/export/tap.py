@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from attnserve.errors import ConfigError
 from attnserve.export.cbam import Maps
 from attnserve.export.servable import Servable
+from attnserve.export.vit import ViT
 
 
 class Tap(nn.Module):
@@ -55,15 +57,34 @@ class Tap(nn.Module):
         return (out if self.given is None else self.given).clone()
 
 
+class TokenTap(Tap):
+    """The same in a transformer: the patches are a map, (N, C, grid, grid), and the class token passes by it."""
+
+    def __init__(self, inner: nn.Module, grid: int) -> None:
+        super().__init__(inner)
+        self.grid = grid
+
+    def _through(self, out: Tensor) -> Tensor:
+        features = out[:, 1:].transpose(1, 2).reshape(out.shape[0], out.shape[2], self.grid, self.grid)
+        self.seen.append(features)
+        given = features if self.given is None else self.given
+        return torch.cat([out[:, :1], given.flatten(2).transpose(1, 2)], dim=1)
+
+
 class Tapped(nn.Module):
-    """A copy of a servable network, open at `layer1` to `layer4` (a stage's output) or at an attention site (its)."""
+    """A copy of a servable network, open at a place.
+
+    `layer1` to `layer4` is a stage's output, an attention site its module's output, a transformer's block the
+    normalised tokens of the patches that its attention is given.
+    """
 
     def __init__(self, servable: Servable, layer: str) -> None:
         super().__init__()
         self.servable, self.layer = copy.deepcopy(servable).eval().requires_grad_(True), layer
         network = self.servable.network
         place = network.place(layer)
-        self.tap = Tap(network.get_submodule(place))
+        inner = network.get_submodule(place)
+        self.tap = TokenTap(inner, network.grid) if isinstance(network, ViT) else Tap(inner)
         network.set_submodule(place, self.tap)
 
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:

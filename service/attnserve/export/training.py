@@ -27,7 +27,7 @@ from attnserve.export.augment import Augmentation
 from attnserve.export.checkpoint import Checkpoint
 from attnserve.export.datasets import Dataset
 from attnserve.export.measure import Classifier, accuracy
-from attnserve.export.resnet import ResNet
+from attnserve.export.network import build
 from attnserve.export.servable import Normalise
 
 
@@ -88,7 +88,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.checkpoint, self.dataset = recipe, checkpoint, dataset
-        self.network = ResNet(checkpoint.architecture).to(recipe.device)
+        self.network = build(checkpoint.architecture).to(recipe.device)
         averaging = moving_average(recipe.ema_decay)
         self.average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
         self.normalise = Normalise(checkpoint.preprocessing).to(recipe.device)

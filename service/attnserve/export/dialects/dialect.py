@@ -19,8 +19,9 @@ UNSEEN = {
     "cbam": ("spatial_order", "pooling", "residual"),
     "lcbam": ("residual",),
     "bam": ("combine", "dilation"),
+    "vit": ("heads",),
 }
-"""Kind of network -> the fields of `architecture.Attention` that change its output, but no key and no shape."""
+"""Kind of network -> the fields of `architecture`'s nouns that change its output, but no key and no shape."""
 
 
 def flag(name: str) -> str:
@@ -57,9 +58,10 @@ class Dialect:
         source: Whose code it is, for people.
         kinds: What it writes, in the words of `UNSEEN`.
         renames: Tried in this order; a key that none matches is not of this dialect.
-        facts: Fields of `architecture.Attention` as this source computes them. A field of `UNSEEN` that is missing here
-            must be asked for.
-        views: How its pictures are prepared, by stem (`imagenet`, `small`); a convention, never part of the file.
+        facts: Fields of `UNSEEN` as this source computes them, or a function that tells one from the transformer. One
+            that is missing here, or told as None, must be asked for.
+        views: How its pictures are prepared, by stem (`imagenet`, `small`, `patches`); a convention, never part of the
+            file.
         guess: Renames keys by their shapes before `renames`; None where names alone decide.
     """
 

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from attnserve.card import Preprocessing, sha256_of
 from attnserve.errors import ConfigError
-from attnserve.export.architecture import Architecture
+from attnserve.export.architecture import Architecture, Transformer
 from attnserve.export.checkpoint import FORMAT, Checkpoint
 from attnserve.export.dialects import files
 from attnserve.export.dialects.dialect import UNSEEN, Dialect, flag
 from attnserve.export.dialects.shapes import (
     COUNTER,
     Disagreement,
-    Spelt,
     disagreement,
     is_pointwise,
     network_shapes,
@@ -41,7 +40,7 @@ class Choices:
 
     Attributes:
         dialect: Name of the only row to try, or None for all.
-        facts: Fields of `architecture.Attention` from `UNSEEN`, over the dialect's.
+        facts: Fields from `UNSEEN`, over the dialect's.
         view: Fields of `Preprocessing`, over the dialect's convention.
     """
 
@@ -70,17 +69,21 @@ class Recognised:
     Attributes:
         dialect: Name of its row, or `TRAIN`.
         source: Whose code that is.
-        kind: In the words of `UNSEEN`.
+        facts: What the file does not show, by field of `UNSEEN`; None where nothing settles it: the architecture has a
+            default there, which may be wrong. Empty for `TRAIN`.
         also: Names of the other dialects that fit as well, and were not asked for.
-        asked: Fields that nothing settles: the architecture has a default there, which may be wrong.
     """
 
     dialect: str
     source: str
-    kind: str
     checkpoint: Checkpoint
+    facts: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
-    asked: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Fields that the user must say."""
+        return tuple(name for name, value in self.facts.items() if value is None)
 
     def settled(self) -> Checkpoint:
         """The checkpoint; raises `ConfigError` naming the flags where something is still open."""
@@ -115,7 +118,7 @@ class Fit:
 
     dialect: Dialect
     names: dict[str, str]  # key in the file -> ours
-    spelt: Spelt | None
+    spelt: Architecture | Transformer | None
     difference: Disagreement
 
     @property
@@ -135,7 +138,7 @@ def fit(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Fit:
     found = Disagreement()
     try:
         spelt = spell(shapes)
-        found = disagreement(shapes, spelt.architecture)
+        found = disagreement(shapes, spelt)
         if spelt.kind not in dialect.kinds:
             reason = f"its attention is {spelt.kind}, not {' or '.join(dialect.kinds)}"
     except ConfigError as error:
@@ -164,21 +167,18 @@ def _recognised(fits: list[Fit], tensors: Mapping[str, Tensor], path: Path, choi
     best = fits[0]
     assert best.spelt is not None
     dialect, kind = best.dialect, best.spelt.kind
-    facts: dict[str, Any] = {name: dialect.facts[name] for name in UNSEEN[kind] if name in dialect.facts}
+    facts = {name: _told(dialect.facts.get(name), best.spelt) for name in UNSEEN[kind]}
     facts |= _fitting(choices.facts, UNSEEN[kind], kind)
-    architecture = best.spelt.architecture
-    if architecture.attention:
-        architecture = dataclasses.replace(architecture, attention=dataclasses.replace(architecture.attention, **facts))
+    architecture = best.spelt.with_facts({name: value for name, value in facts.items() if value is not None})
     checkpoint = Checkpoint(
         architecture=architecture,
-        preprocessing=viewed(dialect.views[architecture.stem], choices.view),
+        preprocessing=_view(dialect, architecture, choices.view),
         labels=tuple(f"class {i}" for i in range(architecture.num_classes)),
         state_dict=_weights(tensors, best.names, architecture),
         training={"checkpoint": path.name, "checkpoint_sha256": sha256_of(path), "dialect": dialect.name},
     )
-    asked = tuple(name for name in UNSEEN[kind] if name not in facts)
     also = tuple(other.dialect.name for other in fits[1:] if other.dialect.guess is None)  # a guess is the last resort
-    return Recognised(dialect.name, dialect.source, kind, checkpoint, also, asked)
+    return Recognised(dialect.name, dialect.source, checkpoint, facts, also)
 
 
 def _own(raw: Mapping[str, Any], path: Path, choices: Choices) -> Recognised:
@@ -189,15 +189,28 @@ def _own(raw: Mapping[str, Any], path: Path, choices: Choices) -> Recognised:
     view = viewed(checkpoint.preprocessing, choices.view)
     if view != checkpoint.preprocessing:  # its accuracy was measured on another view
         checkpoint = dataclasses.replace(checkpoint, preprocessing=view, evaluation=[])
-    attention = checkpoint.architecture.attention
-    kind = "plain" if attention is None else "lcbam" if attention.light else attention.kind
-    return Recognised(TRAIN, "our own checkpoint", kind, checkpoint)
+    return Recognised(TRAIN, "our own checkpoint", checkpoint)
+
+
+def _told(fact: Any, spelt: Architecture | Transformer) -> Any:
+    """A fact of the table for this network."""
+    return fact(spelt) if callable(fact) else fact
 
 
 def _fitting(facts: Mapping[str, Any], unseen: tuple[str, ...], kind: str) -> Mapping[str, Any]:
     if wrong := [flag(name) for name in facts if name not in unseen]:
         raise ConfigError(f"{', '.join(wrong)}: the file's network is {kind}, where this says nothing")
     return facts
+
+
+def _view(dialect: Dialect, architecture: Architecture | Transformer, changes: Mapping[str, Any]) -> Preprocessing:
+    view = dialect.views[architecture.stem]
+    if isinstance(architecture, Transformer):
+        side = architecture.image_size
+        if changes.get("height", side) != side:
+            raise ConfigError(f"--image-size: the position embedding is for {side} pixels, got {changes['height']}")
+        view = viewed(view, {"height": side, "width": side})
+    return viewed(view, changes)
 
 
 def viewed(view: Preprocessing, changes: Mapping[str, Any]) -> Preprocessing:
@@ -208,7 +221,9 @@ def viewed(view: Preprocessing, changes: Mapping[str, Any]) -> Preprocessing:
     return dataclasses.replace(view, **changes)
 
 
-def _weights(tensors: Mapping[str, Tensor], names: Mapping[str, str], architecture: Architecture) -> dict[str, Tensor]:
+def _weights(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], architecture: Architecture | Transformer
+) -> dict[str, Tensor]:
     """The tensors under our names, in our shapes and order, as float32; counters that older files lack are zero."""
     renamed = {ours: tensors[key] for key, ours in names.items()}
     complete = {}

@@ -6,12 +6,17 @@ Owns the wording and the JSON form of `attnserve inspect`; decides nothing.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
-from attnserve.export.dialects.dialect import UNSEEN, flag
+from torch import nn
+
+from attnserve.export.architecture import Architecture, Transformer
+from attnserve.export.dialects.dialect import flag
 from attnserve.export.dialects.loader import TRAIN, Recognised, Unrecognised
-from attnserve.export.resnet import ResNet
+from attnserve.export.network import Network
 from attnserve.export.sites import attention_modules
+from attnserve.export.vit import Block, ViT
 
 
 def as_values(found: Recognised) -> dict[str, Any]:
@@ -27,16 +32,16 @@ def as_values(found: Recognised) -> dict[str, Any]:
         "labels": list(checkpoint.labels) if found.dialect == TRAIN else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "attention_parameters": _attention_parameters(network),
-        "sites": list(attention_modules(network)),
+        "sites": network.sites if isinstance(network, ViT) else list(attention_modules(network)),
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
         "unseen": [
             {
                 "field": name,
-                "value": None if name in found.asked else getattr(architecture.attention, name),
+                "value": value,
                 "flag": flag(name),
-                "settled_by": None if name in found.asked else "dialect or flag",
+                "settled_by": None if value is None else "dialect or flag",
             }
-            for name in (UNSEEN[found.kind] if found.dialect != TRAIN else ())
+            for name, value in found.facts.items()
         ],
     }
 
@@ -44,22 +49,16 @@ def as_values(found: Recognised) -> dict[str, Any]:
 def as_text(found: Recognised) -> str:
     """The same for a terminal."""
     values, architecture = as_values(found), found.checkpoint.architecture
-    attention, sites = architecture.attention, values["sites"]
-    stem = architecture.stem if architecture.stem == "imagenet" else f"small, stride {architecture.stem_stride}"
+    sites = values["sites"]
     rows = [
         ("dialect", f"{found.dialect}: {found.source}"),
-        ("network", f"ResNet-{architecture.depth}, stem {stem}, widths {','.join(map(str, architecture.widths))}"),
+        ("network", _network(architecture)),
         ("classes", str(architecture.num_classes)),
         ("parameters", f"{values['parameters']:,}, {values['attention_parameters']:,} of them attention"),
+        ("attention", _attention(architecture)),
     ]
-    if attention:
-        fields = ("reduction", "kernel", "bias", "spatial_norm", "spatial_bias", "light")
-        shown = ("reduction", "final_norm") if attention.kind == "bam" else fields
-        choices = ", ".join(f"{name} {_word(getattr(attention, name))}" for name in shown)
-        rows.append(("attention", f"{attention.kind}, {attention.placement}: {choices}"))
+    if sites:
         rows.append(("sites", f"{len(sites)}: {', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''}"))
-    else:
-        rows.append(("attention", "none"))
     rows.append(("preprocessing", _view(values["preprocessing"])))
     lines = [f"{name + ':':<15}{text}" for name, text in rows]
     return "\n".join(lines + _open_questions(found, values["unseen"]))
@@ -89,8 +88,30 @@ def _open_questions(found: Recognised, unseen: list[dict[str, Any]]) -> list[str
     return lines
 
 
-def _attention_parameters(network: ResNet) -> int:
-    modules = attention_modules(network).values()
+def _network(architecture: Architecture | Transformer) -> str:
+    if isinstance(architecture, Transformer):
+        size = f"depth {architecture.depth}, width {architecture.width}, mlp width {architecture.mlp_width}"
+        return f"ViT, {size}, {architecture.grid} x {architecture.grid} patches of {architecture.patch} pixels"
+    stem = architecture.stem if architecture.stem == "imagenet" else f"small, stride {architecture.stem_stride}"
+    return f"ResNet-{architecture.depth}, stem {stem}, widths {','.join(map(str, architecture.widths))}"
+
+
+def _attention(architecture: Architecture | Transformer) -> str:
+    if isinstance(architecture, Transformer):
+        return "self-attention in every block"
+    if (attention := architecture.attention) is None:
+        return "none"
+    fields = ("reduction", "kernel", "bias", "spatial_norm", "spatial_bias", "light")
+    shown = ("reduction", "final_norm") if attention.kind == "bam" else fields
+    choices = ", ".join(f"{name} {_word(getattr(attention, name))}" for name in shown)
+    return f"{attention.kind}, {attention.placement}: {choices}"
+
+
+def _attention_parameters(network: Network) -> int:
+    if isinstance(network, ViT):
+        modules: Iterable[nn.Module] = (cast(Block, block).attn for block in network.blocks)
+    else:
+        modules = attention_modules(network).values()
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 

@@ -1,10 +1,12 @@
 """The architecture that a set of tensors in our names spells, and where the two disagree.
 
-Owns the reading of depth, widths, classes, stem and attention from shapes; knows nothing of other names than ours.
+Owns the reading of depth, widths, classes, stem, attention and patches from shapes; knows nothing of other names than
+ours.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -12,9 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from attnserve.errors import ConfigError
-from attnserve.export.architecture import Architecture, Attention
+from attnserve.export.architecture import Architecture, Attention, Transformer
 from attnserve.export.dialects.dialect import Shapes
-from attnserve.export.resnet import BLOCKS_PER_STAGE, ResNet
+from attnserve.export.network import build
+from attnserve.export.resnet import BLOCKS_PER_STAGE
 
 SITE = re.compile(r"(?:layer(\d)\.\d+\.(cbam|bam)|(cbam|bam)(\d))\.")
 MOST_CHANNELS = 1 << 16  # 32 times a ResNet-101's; what lies above is nobody's network
@@ -43,20 +46,14 @@ class Disagreement:
         return len(self.missing) + len(self.unexpected) + len(self.shapes) + (self.reason is not None)
 
 
-@dataclass(frozen=True)
-class Spelt:
-    """What the shapes say.
+def spell(shapes: Shapes) -> Architecture | Transformer:
+    """The architecture, with every field that shapes do not show at its default, a transformer's heads at 1.
 
-    Attributes:
-        kind: `plain`, `cbam`, `lcbam` or `bam`.
+    Raises:
+        ConfigError: There is none; often a `Misfit`.
     """
-
-    architecture: Architecture
-    kind: str
-
-
-def spell(shapes: Shapes) -> Spelt:
-    """The architecture, with every field that shapes do not show at its default; raises `Misfit`."""
+    if "patch_embed.proj.weight" in shapes:
+        return _transformer(shapes)
     depth = _depth(shapes)
     stem = _shape(shapes, "conv1.weight")
     if len(stem) != 4 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
@@ -64,13 +61,10 @@ def spell(shapes: Shapes) -> Spelt:
     named = {"stem": "imagenet"} if stem[2] == 7 else {"stem": "small", "stem_stride": 1}
     widths = tuple(_shape(shapes, f"layer{stage}.0.conv1.weight")[0] for stage in (1, 2, 3, 4))
     plain = Architecture(depth, _shape(shapes, "fc.weight")[0], widths=widths, **named)  # type: ignore[arg-type]
-    attention = _attention(shapes)
-    if attention is None:
-        return Spelt(plain, "plain")
-    return Spelt(replace(plain, attention=attention), "lcbam" if attention.light else attention.kind)
+    return replace(plain, attention=_attention(shapes))
 
 
-def disagreement(shapes: Shapes, architecture: Architecture) -> Disagreement:
+def disagreement(shapes: Shapes, architecture: Architecture | Transformer) -> Disagreement:
     """What is missing from the shapes, too much, or of another shape than the network's."""
     expected = network_shapes(architecture)
     return Disagreement(
@@ -80,10 +74,10 @@ def disagreement(shapes: Shapes, architecture: Architecture) -> Disagreement:
     )
 
 
-def network_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def network_shapes(architecture: Architecture | Transformer) -> dict[str, tuple[int, ...]]:
     """Key -> shape of the network's state, without making its weights."""
     with torch.device("meta"):
-        network = ResNet(architecture)
+        network = build(architecture)
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
@@ -95,6 +89,23 @@ def without_unit_sides(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def is_pointwise(key: str, shape: tuple[int, ...]) -> bool:
     """Whether the key is a linear layer of ours and the shape that of a 1x1 convolution."""
     return ".channel." in key and len(shape) == 4 and shape[2:] == (1, 1)
+
+
+def _transformer(shapes: Shapes) -> Transformer:
+    patches, positions = _shape(shapes, "patch_embed.proj.weight"), _shape(shapes, "pos_embed")
+    if len(patches) != 4 or patches[1] != 3 or patches[2] != patches[3]:
+        raise Misfit(f"patch_embed.proj.weight is {patches}; only square patches of three colours are known")
+    if len(positions) != 3 or positions[1] < 2 or math.isqrt(positions[1] - 1) ** 2 != positions[1] - 1:
+        raise Misfit(f"pos_embed is {positions}, which is no class token and a square grid of patches")
+    return Transformer(
+        depth=len({match[1] for key in shapes if (match := re.match(r"blocks\.(\d+)\.", key))}),
+        width=patches[0],
+        heads=1,
+        mlp_width=_shape(shapes, "blocks.0.mlp.fc1.weight")[0],
+        patch=patches[2],
+        grid=math.isqrt(positions[1] - 1),
+        num_classes=_shape(shapes, "head.weight")[0],
+    )
 
 
 def _depth(shapes: Shapes) -> int:

@@ -6,10 +6,14 @@ Owns the facts; what is done with them is `loader`'s. The names are those of the
 from __future__ import annotations
 
 from attnserve.card import Preprocessing
+from attnserve.export.architecture import Transformer
 from attnserve.export.dialects import by_shape
 from attnserve.export.dialects.dialect import Dialect, Rename
 
+Colour = tuple[float, float, float]
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of the ViT authors' weights and of what timm trained like them
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 SMALL = Preprocessing(32, 32, None, "bilinear", CIFAR_MEAN, CIFAR_STD)  # what a 3x3 stem was made for: CIFAR
@@ -17,6 +21,12 @@ USUAL = {"imagenet": Preprocessing(224, 224, 256, "bilinear", IMAGENET_MEAN, IMA
 """Resize 256, crop 224, bilinear: torchvision's first weights, the authors' code, PytorchInsight, luuuyi, pytorchcv."""
 TIMM = {"imagenet": Preprocessing(224, 224, 235, "bicubic", IMAGENET_MEAN, IMAGENET_STD), "small": SMALL}
 """timm's default for resnet18..101: crop_pct 0.95, so floor(224 / 0.95) = 235, bicubic."""
+
+
+def patches(resize: int, interpolation: str, mean: Colour, std: Colour) -> dict[str, Preprocessing]:
+    """The view of a transformer of 224 pixels; for another size the loader scales it."""
+    return {"patches": Preprocessing(224, 224, resize, interpolation, mean, std)}
+
 
 BACKBONE = (
     Rename(r"(conv1|bn1|fc)\.(\w+)", "{1}.{2}"),
@@ -93,6 +103,31 @@ PYTORCHCV_BAM = (
     Rename(FIRST + r"sp_att\.final_conv\.(\w+)", "bam{1-1}.spatial.9.{2}"),
 )
 
+TIMM_VIT = (
+    Rename(r"(cls_token|pos_embed)", "{1}"),
+    Rename(r"(patch_embed\.proj|norm|head)\.(weight|bias)", "{1}.{2}"),
+    Rename(r"blocks\.(\d+)\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)", "blocks.{1}.{2}.{3}"),
+)
+LAYER = r"encoder\.layers\.encoder_layer_(\d+)\."
+TORCHVISION_VIT = (  # its first weights called the perceptron's layers linear_1 and linear_2
+    Rename(r"class_token", "cls_token"),
+    Rename(r"encoder\.pos_embedding", "pos_embed"),
+    Rename(r"conv_proj\.(weight|bias)", "patch_embed.proj.{1}"),
+    Rename(LAYER + r"ln_([12])\.(weight|bias)", "blocks.{1}.norm{2}.{3}"),
+    Rename(LAYER + r"self_attention\.in_proj_(weight|bias)", "blocks.{1}.attn.qkv.{2}"),
+    Rename(LAYER + r"self_attention\.out_proj\.(weight|bias)", "blocks.{1}.attn.proj.{2}"),
+    Rename(LAYER + r"mlp\.(?:0|linear_1)\.(weight|bias)", "blocks.{1}.mlp.fc1.{2}"),
+    Rename(LAYER + r"mlp\.(?:3|linear_2)\.(weight|bias)", "blocks.{1}.mlp.fc2.{2}"),
+    Rename(r"encoder\.ln\.(weight|bias)", "norm.{1}"),
+    Rename(r"heads\.head\.(weight|bias)", "head.{1}"),
+)
+
+
+def usual_heads(transformer: Transformer) -> int | None:
+    """Heads of 64 channels, as in every published size up to Large (1024); Huge and beyond have no one rule."""
+    heads, rest = divmod(transformer.width, 64)
+    return heads if heads <= 16 and not rest else None
+
 
 def cbam(order: str) -> dict[str, object]:
     """A CBAM's unseen facts: both pools, no further residual, and this order."""
@@ -125,5 +160,11 @@ DIALECTS = (
             cbam("avg,max"), by_shape.notebook),
     Dialect("cbam-by-shape", "torchvision's names, with CBAM modules of any other name", ("cbam",), OURS, USUAL,
             {"pooling": "avg+max"}, by_shape.anywhere),
+    Dialect("torchvision-vit", "torchvision vit_b_16, vit_b_32, vit_l_16, vit_l_32", ("vit",), TORCHVISION_VIT,
+            patches(256, "bilinear", IMAGENET_MEAN, IMAGENET_STD), {"heads": usual_heads}),
+    Dialect("timm-vit", "timm vit_*_patch*", ("vit",), TIMM_VIT, patches(248, "bicubic", HALF, HALF),
+            {"heads": usual_heads}),
+    Dialect("deit", "facebookresearch/deit and timm deit_*_patch16, not distilled", ("vit",), TIMM_VIT,
+            patches(248, "bicubic", IMAGENET_MEAN, IMAGENET_STD), {"heads": usual_heads}),
 )  # fmt: skip
 """In order of preference: a later row is used only where no earlier one fits, or where it is asked for by name."""
