@@ -39,8 +39,8 @@ def row_entropies(sites: Sequence[Site], outputs: Outputs) -> dict[str, Float32]
     """The normalised entropy of each picture's spatial attention, for every site whose spatial map is in `outputs`.
 
     For a map w of L positions, p = w / sum(w): H = -sum(p log p) / log(L), from 0 (one position has it all) to 1 (even,
-    which a map of zeros counts as). w is CBAM's gate, or the sigmoid of BAM's spatial branch. A site of one position
-    has no entropy and is left out.
+    which a map of zeros counts as). w is the sigmoid of BAM's spatial branch, else the map itself: CBAM's gate, a
+    transformer's shares. A site of one position has no entropy and is left out.
 
     Returns:
         Site name -> values in 0..1, float32, of the pictures in their order; NaN for a map that is not finite.
@@ -62,4 +62,4 @@ def row_entropies(sites: Sequence[Site], outputs: Outputs) -> dict[str, Float32]
 def _weights(spatial: Float32, kind: str) -> Float32:
     """The map (N, H, W) as weights (N, L) that are not negative."""
     flat = spatial.reshape(len(spatial), -1)
-    return flat if kind == "cbam" else 0.5 * (1 + np.tanh(0.5 * flat))  # the sigmoid, in a form that cannot overflow
+    return 0.5 * (1 + np.tanh(0.5 * flat)) if kind == "bam" else flat  # the sigmoid, in a form that cannot overflow

@@ -74,7 +74,7 @@ def _title(image: Path, answer: Classification) -> str:
 
 
 def _panels(answer: Classification) -> list[Panel]:
-    """A panel for each site: BAM's gate, averaged over channels, and CBAM's spatial gate."""
+    """A panel for each site: BAM's gate, averaged over channels, CBAM's spatial gate, a transformer's shares."""
     panels = []
     for site in answer.attention:
         shown = site.spatial if site.combined is None else site.combined

@@ -91,3 +91,9 @@ def test_a_map_that_is_not_finite_is_left_out_and_no_other(wrong):
     maps = np.ones((3, 2, 2), np.float32)
     maps[1, 0, 0] = wrong
     assert drift.entropies([site("a", 2, 2)], {"attention/a/spatial": maps})["a"].tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("kind", ["cbam", "self", "rollout"])
+def test_gates_and_shares_are_weights_as_they_are(kind):
+    shares = np.float32([[0.5, 0.25], [0.125, 0.0]])
+    assert one(shares, kind) == pytest.approx(entropy(shares.astype(float)), abs=1e-6)

@@ -108,9 +108,10 @@ class AttentionMap:
     """What one attention module computed for one picture.
 
     Attributes:
-        site: The module's name in the network, e.g. `layer3.1.cbam`.
-        kind: `cbam` or `bam`.
-        spatial: Or None where it has no such branch. CBAM: the gate, 0..1. BAM: the branch before the sigmoid.
+        site: The module's name in the network, e.g. `layer3.1.cbam` or a transformer's `blocks.3`, or `rollout`.
+        kind: `cbam`, `bam`, `self` (self-attention) or `rollout` (Attention Rollout).
+        spatial: Or None where it has no such branch. CBAM: the gate, 0..1. BAM: the branch before the sigmoid. `self` and
+            `rollout`: the share of each patch in what the class token attends to, 0..1, adding up to at most 1.
         channel: (C,) float32, or None below attention level `full`; gate or branch as above.
         combined: BAM only, else None: the gate M, averaged over channels, 0..1.
         entropy: Of the spatial map, 0 (one position has it all) to 1 (even); None for a map of one position.
@@ -191,8 +192,8 @@ class SiteInfo:
     """One attention module of a model.
 
     Attributes:
-        name: The module's name in the network.
-        kind: `cbam` or `bam`.
+        name: The module's name in the network, or `rollout`.
+        kind: `cbam`, `bam`, `self` or `rollout`.
         channels, height, width: Shape of the feature map that it sees.
         stride: Pixels of the view per pixel of the spatial map.
         combine: BAM only: `add` or `mul`; else empty.
