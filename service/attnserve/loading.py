@@ -14,11 +14,11 @@ import numpy as np
 
 from attnserve import memory
 from attnserve.batch_queue import BatchQueue
-from attnserve.card import Explanation
+from attnserve.card import LAST, Explanation
 from attnserve.contract import Entry, Listener
 from attnserve.cores import available_cores
 from attnserve.errors import ConfigError, DoesNotFit
-from attnserve.explain import Explainers, record_of
+from attnserve.explain import FEATURES, Explainers, record_of
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.listeners import Drops
@@ -174,6 +174,9 @@ def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
             promised[site.channel] = (site.channels,)
         if site.spatial:
             promised[site.spatial] = (site.height, site.width)
+    for layer in files.card.explain:
+        if layer.layer == LAST:
+            promised[FEATURES] = (layer.channels, layer.height, layer.width)
     for name, shape in promised.items():
         found = backend.output_shapes.get(name)
         if found is None or found[1:] != shape:

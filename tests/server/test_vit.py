@@ -55,13 +55,13 @@ def test_shares_and_rollout_come_back_as_the_graph_gave_them(vit):
             ("blocks.0", "self", False, True), ("blocks.1", "self", False, True), ("rollout", "rollout", False, True),
         ]  # fmt: skip
         assert {(site.height, site.width, site.stride) for site in info.sites} == {(4, 4, 8)}
-        for level in ("spatial", "full"):
+        for level in ("summary", "full"):
             answers = client.classify(list(images), model="vit", top_k=0, attention=level)
             for row, answer in enumerate(answers):
                 assert [(map.site, map.kind) for map in answer.attention] == [(s.name, s.kind) for s in info.sites]
                 for map, expected in zip(answer.attention, maps, strict=True):
-                    np.testing.assert_allclose(map.spatial, expected[row], rtol=0, atol=1e-6)
-                    assert 0 < map.spatial.sum() <= 1 + 1e-6
+                    np.testing.assert_allclose(map.spatial.values, expected[row], rtol=0, atol=1e-6)
+                    assert 0 < map.spatial.values.sum() <= 1 + 1e-6
                     assert (map.combined, map.channel is None or len(map.channel)) in ((None, True), (None, 0))
                 got = {each.index: each.probability for each in answer.predictions}
                 np.testing.assert_allclose([got[i] for i in range(3)], probabilities[row], rtol=0, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -248,6 +249,13 @@ def test_who_does_not_ask_gets_no_explanation():
 def test_an_empty_wish_is_grad_cam_of_the_predicted_class_by_the_last_layer():
     asked = wish()
     assert (asked.layers, asked.method, asked.classes, asked.top_k) == ((LAST_LAYER,), "gradcam", (), 1)
+
+
+def test_where_the_last_layer_cannot_explain_the_first_that_can_does():
+    request = pb.ClassifyRequest(images=[pb.Image()], explain=pb.ExplainOptions())
+    assert wish_of(request, dataclasses.replace(EXPLAINED, explain=(THIRD,)), 99).layers == (THIRD,)
+    with pytest.raises(InvalidArgument, match="unknown 'last'; the model has none"):
+        wish_of(request, dataclasses.replace(EXPLAINED, explain=()), 99)
 
 
 def test_layers_and_classes_named_again_count_once():

@@ -46,13 +46,14 @@ class Explain:
     """Which classes are to be explained, by which layers and how.
 
     Attributes:
-        layers: Of `ModelInfo.explain_layers`; `last` is the map before the pool.
+        layers: Of `ModelInfo.explain_layers`; empty for the first of them, which is `last`, the map before the pool,
+            wherever there is one.
         method: `gradcam`, `counterfactual`, `hirescam`, `layercam` or `gradcam++`.
         classes: Class indices, the same for every picture; empty for the most probable ones of each.
         top_k: Without `classes`, how many of the most probable ones; 0 is 1, the predicted class.
     """
 
-    layers: Sequence[str] = ("last",)
+    layers: Sequence[str] = ()
     method: str = "gradcam"
     classes: Sequence[int] = ()
     top_k: int = 0
@@ -110,8 +111,8 @@ class AttentionMap:
     Attributes:
         site: The module's name in the network, e.g. `layer3.1.cbam` or a transformer's `blocks.3`, or `rollout`.
         kind: `cbam`, `bam`, `self` (self-attention) or `rollout` (Attention Rollout).
-        spatial: Or None where it has no such branch. CBAM: the gate, 0..1. BAM: the branch before the sigmoid. `self` and
-            `rollout`: the share of each patch in what the class token attends to, 0..1, adding up to at most 1.
+        spatial: Or None where it has no such branch. CBAM: the gate, 0..1. BAM: the branch before the sigmoid. `self`
+            and `rollout`: the share of each patch in what the class token attends to, 0..1, adding up to at most 1.
         channel: (C,) float32, or None below attention level `full`; gate or branch as above.
         combined: BAM only, else None: the gate M, averaged over channels, 0..1.
         entropy: Of the spatial map, 0 (one position has it all) to 1 (even); None for a map of one position.

@@ -82,7 +82,7 @@ def wish_of(request: pb.ClassifyRequest, card: Card, max_rows: int) -> Wish | No
     if not request.HasField("explain"):
         return None
     options, available = request.explain, {layer.layer: layer for layer in card.explain}
-    names = list(dict.fromkeys(options.layers)) or [LAST]
+    names = list(dict.fromkeys(options.layers)) or list(available)[:1] or [LAST]
     if unknown := [name for name in names if name not in available]:
         raise InvalidArgument(f"explain.layers: unknown {unknown[0]!r}; the model has {', '.join(available) or 'none'}")
     method = options.method or GRADCAM
