@@ -106,7 +106,8 @@ class Explanation:
         layer: `last`, the map before the pool, whose graph takes the model's output `features`; else `layer1` to
             `layer4` (a stage's output), the name of an attention site (its output) or a transformer's block (the
             normalised tokens that its attention is given, those of the patches), whose graph takes the pictures.
-        file: Path of the ONNX file within the version's folder; float32 whatever the model's precision is.
+        file: Path of the ONNX file within the version's folder; float32 whatever the model's precision is. `last`
+            explains the features of the model as it is, fp16 or int8; the others compute the float32 network.
         stride: Pixels of the model's view per position.
         height, width: Shape of a map.
         channels: Of the layer's features, (N, channels, height, width).

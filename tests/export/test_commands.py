@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from attnserve.card import Card
+from attnserve.card import Card, Preprocessing
+from attnserve.commands.export import _report
 from attnserve.errors import ConfigError
 from attnserve.export.checkpoint import Checkpoint
+from attnserve.export.servable import Servable
 
 SMALL = "--image-size 32 --widths 4,4,8,8 --reduction 2 --kernel 3 --epochs 2 --batch-size 8 --threads 1"
 
@@ -155,6 +160,63 @@ def test_what_the_split_did_with_the_pictures_is_said(photos: Path, capsys: pyte
     assert first == "photos: train 76, validation 0, test 24 pictures; 20 left out beside the cuts"
     assert attnserve("train", *split, "--guard", "0", "--force") == 0
     assert capsys.readouterr().out.splitlines()[0] == "photos: train 96, validation 0, test 24 pictures"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
+@pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=pytest.mark.full)])
+def test_a_narrow_model_s_features_are_explained_and_earlier_layers_stay_exact(photos: Path, precision: str) -> None:
+    """Behind layer4 there is only the mean and the classifier, so both files have the same closed form."""
+    train = [str(photos), "--output", "net.pt", *SMALL.split(), "--stem-stride", "1", "--epochs", "1"]
+    assert attnserve("train", *train) == 0
+    export = f"net.pt --model-repository models --name hands --precision {precision} --calibration-images photos"
+    export += " --evaluate photos --max-accuracy-drop 100 --explain-layers layer4,layer4.0.cbam"
+    assert attnserve("export", *export.split()) == 0
+    folder = Path("models/hands/1")
+    card = Card.from_json((folder / "model.json").read_text(encoding="utf-8"))
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.onnx")}
+    assert sorted(files) == [
+        "explain/last.onnx", "explain/layer4.0.cbam.onnx", "explain/layer4.onnx", "model.onnx"
+    ]  # fmt: skip
+    assert card.files == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert [(entry.layer, entry.file, entry.stride, entry.height, entry.channels) for entry in card.explain] == [
+        ("last", "explain/last.onnx", 8, 4, 8),
+        ("layer4", "explain/layer4.onnx", 8, 4, 8),
+        ("layer4.0.cbam", "explain/layer4.0.cbam.onnx", 8, 4, 8),
+    ]
+    for entry in card.explain:
+        assert max(entry.parity.values()) <= (1e-5 if entry.layer == "last" else 1e-3)
+        weights = onnx.load(files[entry.file]).graph.initializer
+        assert {weight.data_type for weight in weights} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+    network = Checkpoint.load(Path("net.pt")).network()
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    classes = np.array([1, 0, 1])
+    (narrow,) = run(files["model.onnx"], ["features"], images=images)
+    with torch.inference_mode():
+        exact = Servable(network, card.preprocessing)(torch.from_numpy(images))[-1].numpy()
+    assert np.abs(narrow - exact).max() > 1e-4 * np.abs(exact).max()
+    weights = network.fc.weight.detach().numpy()[classes] / 16  # (3, 8) by 4 x 4 positions
+    for layer, features, inputs in (("last", narrow, {"features": narrow}), ("layer4", exact, {"images": images})):
+        (got,) = run(files[f"explain/{layer}.onnx"], ["gradcam"], **inputs, class_index=classes)
+        signed = np.einsum("nc,nchw->nhw", weights, features)
+        np.testing.assert_allclose(got, np.maximum(signed, 0), rtol=0, atol=1e-5 * np.abs(signed).max())
+
+
+def run(path: Path, outputs: list[str], **inputs: np.ndarray) -> list[np.ndarray]:
+    values: list[np.ndarray] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        outputs, inputs
+    )
+    return values
+
+
+def test_doubts_about_the_temperature_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"images": 12, "ece_before": 0.0124, "nll_before": 0.2, "ece_after": 0.0652, "nll_after": 0.21}
+    record = {"temperature": 0.5, "dataset": "photos", "part": "validation part", "fit": measured}
+    card = Card("hands", Preprocessing(32, 32), ("a", "b"), calibration={**record, "doubts": ["few", "worse"]})
+    _report(card)
+    out, err = capsys.readouterr()
+    assert out == "temperature 0.5, fitted on photos, validation part: ECE 0.0124 -> 0.0652 on 12 pictures\n"
+    assert err.splitlines() == [f"attnserve export: doubtful temperature: {doubt}" for doubt in ("few", "worse")]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ The score is the class's logit, so the temperature of the probabilities changes 
 graph: behind the last features there is a mean and a linear layer, so dy/dA is W[class] / (h w) at every position, and
 the file holds W alone. The file of an earlier layer holds the whole network and its true gradient. A transformer that
 classifies by its class token has files of its blocks only, whose features are the tokens of the patches on their grid.
-All stay float32 whatever the precision of model.onnx is.
+All stay float32 whatever the precision of model.onnx is: `last` explains the features that model.onnx computes, in its
+precision, the others the exact network.
 """
 
 from __future__ import annotations
