@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attnserve.card import Card
+from attnserve.datasets import Pictures
 from attnserve.errors import ConfigError
 from attnserve.export import calibration
 from attnserve.export.architecture import Attention
 from attnserve.export.augment import Augmentation
-from attnserve.export.calibration import CalibrationSet, calibration_set, expected_calibration_error, fit_temperature
+from attnserve.export.calibration import CalibrationSet, calibration_set, fit_temperature
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Pictures
 from attnserve.export.entry import Job, Target, write_entry
 from attnserve.export.servable import Servable, logits_of
+from attnserve.measure import expected_calibration_error
 
 
 def drawn(temperature: float, count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

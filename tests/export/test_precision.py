@@ -13,17 +13,17 @@ import onnxruntime
 import pytest
 import torch
 
+from attnserve.datasets import Pictures
 from attnserve.errors import ConfigError
 from attnserve.export import onnx_writer, precision
 from attnserve.export.architecture import Attention
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Pictures
 from attnserve.export.entry import Job, Target, write_entry
-from attnserve.export.measure import scores, spaced
 from attnserve.export.parity import classifier, open_session
 from attnserve.export.precision import Precision, narrowed
 from attnserve.export.rewrite import rewritten
 from attnserve.export.servable import Servable, find_sites, output_names
+from attnserve.measure import scores, spaced
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 ATTENTION = {

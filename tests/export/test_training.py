@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from attnserve.datasets import Dataset, Pictures
 from attnserve.errors import ConfigError
 from attnserve.export.architecture import Attention
 from attnserve.export.augment import Augmentation
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Dataset, Pictures
-from attnserve.export.measure import accuracy
 from attnserve.export.training import Recipe, Trainer, build_optimizer, moving_average
+from attnserve.measure import accuracy
 
 RECIPE = Recipe(
     epochs=4,

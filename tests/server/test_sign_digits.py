@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attnserve.export.datasets import SplitRule
+from attnserve.datasets import SplitRule
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared/data/sign_language_digits.tar"

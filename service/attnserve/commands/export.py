@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     """Write the entry, and say where and how exact it is."""
     import onnxruntime
 
-    from attnserve.export import datasets
+    from attnserve import datasets
     from attnserve.export.entry import Job, Target, write_entry
-    from attnserve.export.measure import evaluation
-    from attnserve.export.record import command_line
+    from attnserve.measure import evaluation
+    from attnserve.record import command_line
 
     target = Target(args.model_repository, args.name, args.version, args.max_batch_size, args.force)
     checkpoint = labelled(_load(args), args.labels)
@@ -212,8 +212,8 @@ def labelled(checkpoint: Checkpoint, labels: Path | None) -> Checkpoint:
 def _pictures(folder: Path, preprocessing: Preprocessing, most: int = 5) -> NDArray[np.uint8]:
     import numpy as np
 
-    from attnserve.export import datasets
-    from attnserve.export.measure import spaced
+    from attnserve import datasets
+    from attnserve.measure import spaced
 
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in datasets.SUFFIXES]
     if not paths:

@@ -14,8 +14,8 @@ from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from attnserve.card import Preprocessing
+    from attnserve.datasets import Dataset
     from attnserve.export.architecture import Architecture
-    from attnserve.export.datasets import Dataset
     from attnserve.export.training import Recipe, Trainer
 
 
@@ -150,8 +150,8 @@ def load_dataset(args: argparse.Namespace) -> tuple[Dataset, Preprocessing]:
     """The data set and the preprocessing, with mean and deviation measured on its training part."""
     import dataclasses
 
+    from attnserve import datasets
     from attnserve.card import Preprocessing
-    from attnserve.export import datasets
 
     size = args.image_size or (28 if args.dataset == datasets.FASHION_MNIST else 96)
     preprocessing = Preprocessing(size, size)
@@ -195,7 +195,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _training_record(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
-    from attnserve.export.record import command_line, versions
+    from attnserve.record import command_line, versions
 
     return {
         "dataset": dataset.name,
@@ -210,7 +210,7 @@ def _training_record(args: argparse.Namespace, dataset: Dataset) -> dict[str, ob
 
 def _measure(trainer: Trainer, output: Path) -> None:
     """Measure the finished weights on the test part, once, and record it in the checkpoint."""
-    from attnserve.export.measure import evaluation
+    from attnserve.measure import evaluation
 
     checkpoint = trainer.checkpoint
     checkpoint.evaluation = evaluation(trainer.classifier, trainer.dataset, "torch", checkpoint.training["command"])

@@ -1,11 +1,11 @@
 """The only door to torch: networks, training, and the way from a checkpoint to a model repository entry.
 
 Reading order: `architecture` (what a network is, as data), `cbam` and `bam` (one paper each), `resnet`, `vit`,
-`network` (either), `sites`, `checkpoint`, `dialects` (other people's checkpoints), `datasets`, `measure` (accuracy),
-`augment`, `training`, `servable` (uint8 pictures in, every output out), `rewrite` (the same, cheaper), `onnx_writer`,
-`parity`, `precision`, `calibration`, `cams` (class activation maps), `tap` (a network opened in one place), `backward`
-(its gradient as a graph), `explain` (the files of the maps), `record` (commands and versions for the card), `entry`
-(the files of one model version), `own` (a network that is no checkpoint of anybody's).
+`network` (either), `sites`, `checkpoint`, `dialects` (other people's checkpoints), `augment`, `training`, `servable`
+(uint8 pictures in, every output out), `rewrite` (the same, cheaper), `onnx_writer`, `parity`, `precision`,
+`calibration`, `cams` (class activation maps), `tap` (a network opened in one place), `backward` (its gradient as a
+graph), `explain` (the files of the maps), `entry` (the files of one model version), `own` (a network that is no
+checkpoint of anybody's).
 """
 
 from __future__ import annotations

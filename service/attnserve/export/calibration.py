@@ -1,7 +1,7 @@
 """Probabilities that mean what they say: one temperature, fitted on labelled pictures (Guo, Pleiss, Sun, Weinberger;
 ICML 2017, arXiv:1706.04599).
 
-Owns the choice of the pictures, the fit and the measures; knows nothing of ONNX or of where files lie.
+Owns the choice of the pictures and the fit; knows nothing of ONNX or of where files lie.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attnserve import datasets
+from attnserve.datasets import Dataset, Pictures
 from attnserve.errors import ConfigError
-from attnserve.export import datasets
 from attnserve.export.augment import Augmentation
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Dataset, Pictures
-from attnserve.export.measure import spaced
+from attnserve.measure import BINS, expected_calibration_error, spaced
 
-BINS = 15  # as in the paper's tables
 LOWEST, HIGHEST = 0.05, 20.0  # a sound network's temperature lies far inside
 LARGEST_SET = 5000  # as many as the paper fits on; one parameter needs no more
 CHANCE = (
@@ -91,23 +90,6 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np
     powers = np.exp(scaled - scaled.max(1, keepdims=True))
     shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
     return shares
-
-
-def expected_calibration_error(shares: NDArray[np.floating[Any]], labels: NDArray[np.int64], bins: int = BINS) -> float:
-    """ECE of the paper's equation 3: sum over bins b of n_b / N * |accuracy_b - confidence_b|, 0..1.
-
-    The bins are of equal width over 0..1, each without its lower and with its upper end; a picture falls into the bin
-    of its highest probability.
-
-    Args:
-        shares: (N, K) probabilities.
-        labels: (N,) indices of the right classes.
-    """
-    confidence = shares.max(1).astype(np.float64)
-    right = shares.argmax(1) == labels
-    chosen = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(chosen, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 def quality(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float | int]:

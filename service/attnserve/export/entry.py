@@ -20,17 +20,17 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from attnserve.card import CARD_NAME, Card, Explanation, Preprocessing, Site, check_labels, sha256_of
+from attnserve.datasets import Pictures
 from attnserve.errors import ConfigError
 from attnserve.export import calibration, explain, onnx_writer, parity, precision
 from attnserve.export.calibration import CalibrationSet
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Pictures
-from attnserve.export.measure import Classifier, scores
 from attnserve.export.network import Network
 from attnserve.export.precision import Precision
-from attnserve.export.record import versions
 from attnserve.export.rewrite import rewritten
 from attnserve.export.servable import Servable, find_sites, logits_of, output_names
+from attnserve.measure import Classifier, scores
+from attnserve.record import versions
 
 MODEL_NAME = "model.onnx"
 LABELS_NAME = "labels.txt"

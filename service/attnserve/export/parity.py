@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from attnserve.errors import ConfigError
-from attnserve.export.measure import Classifier
 from attnserve.export.servable import Servable
+from attnserve.measure import Classifier
 
 TOLERANCE = 1e-5  # of max(1, max|torch|): float32 sums in another order, and nothing more
 

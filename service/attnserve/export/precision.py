@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from attnserve.errors import ConfigError
 from attnserve.export import onnx_writer
-from attnserve.export.measure import spaced
+from attnserve.measure import spaced
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LARGEST_FLOAT16 = 65504.0  # above it float16 has only infinity

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from attnserve.card import Preprocessing, Site
 from attnserve.export.architecture import Architecture, Transformer
-from attnserve.export.measure import Classifier
 from attnserve.export.network import Network
 from attnserve.export.vit import ROLLOUT, ViT
+from attnserve.measure import Classifier
 
 
 class Normalise(nn.Module):

@@ -22,13 +22,13 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from attnserve.datasets import Dataset
 from attnserve.errors import ConfigError
 from attnserve.export.augment import Augmentation
 from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.datasets import Dataset
-from attnserve.export.measure import Classifier, accuracy
 from attnserve.export.network import build
 from attnserve.export.servable import Normalise
+from attnserve.measure import Classifier, accuracy
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Labelled pictures for training: Fashion-MNIST or a folder of class sub-folders, as uint8 arrays in memory.
+"""Labelled pictures to train and measure on: Fashion-MNIST or a folder of class sub-folders, as uint8 arrays in memory.
 
 Owns reading and splitting; pictures are decoded and cut by the server's own code, so training sees exactly what
 serving will. Knows nothing of torch.

@@ -1,4 +1,4 @@
-"""Accuracy of anything that classifies pictures, as entries for checkpoints and cards.
+"""Accuracy and calibration of anything that classifies pictures, and the entries of checkpoints and cards for it.
 
 Owns what is measured and how it is recorded; knows nothing of what runs the network.
 """
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnserve.export.datasets import FASHION_MNIST, Dataset, Pictures
+from attnserve.datasets import FASHION_MNIST, Dataset, Pictures
 
 BATCH_SIZE = 500  # large enough to keep a core busy, small enough for any memory
+BINS = 15  # of the calibration error, as in the tables of Guo et al.
 
 Classifier = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(N, H, W, 3) pictures -> (N, K) scores; the highest is the answer."""
@@ -32,6 +33,23 @@ def scores(classify: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float3
 def accuracy(classify: Classifier, pictures: Pictures) -> float:
     """Fraction of the pictures that are given their own label."""
     return float(np.mean(scores(classify, pictures.images).argmax(1) == pictures.labels))
+
+
+def expected_calibration_error(shares: NDArray[np.floating[Any]], labels: NDArray[np.int64], bins: int = BINS) -> float:
+    """ECE (Guo et al., ICML 2017, equation 3): sum over bins b of n_b / N * |accuracy_b - confidence_b|, 0..1.
+
+    The bins are of equal width over 0..1, each without its lower and with its upper end; a picture falls into the bin
+    of its highest probability.
+
+    Args:
+        shares: (N, K) probabilities.
+        labels: (N,) indices of the right classes.
+    """
+    confidence = shares.max(1).astype(np.float64)
+    right = shares.argmax(1) == labels
+    chosen = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(chosen, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def evaluation(classify: Classifier, dataset: Dataset, measured_with: str, command: str) -> list[dict[str, Any]]:

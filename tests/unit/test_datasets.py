@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnserve import datasets
 from attnserve.card import Preprocessing
+from attnserve.datasets import Pictures, SplitRule
 from attnserve.errors import ConfigError
-from attnserve.export import datasets
-from attnserve.export.datasets import Pictures, SplitRule
 
 VIEW = Preprocessing(28, 28)
 
