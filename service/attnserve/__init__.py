@@ -12,7 +12,8 @@ Two halves share one contract, the model repository. Reading order:
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
   (of memory), `server`.
-* What is measured: `datasets` (labelled pictures), `measure` (accuracy), `record` (how it was done, for the card).
+* What is measured: `datasets` (labelled pictures), `measure` (accuracy), `faithfulness` (of maps, pure), `served` (a
+  model behind a client, as functions), `record` (how it was done, for the card).
 * For users: `client`, `render`, `cli` and `commands`.
 * `export`: the only door to torch; its `explain` writes the Grad-CAM graphs beside a model. `v1` and `inference`:
   generated from protos/.

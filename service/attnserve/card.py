@@ -138,8 +138,8 @@ class Explanation:
 class Card:
     """What one model version is, where it came from, and how well it was seen to work.
 
-    `architecture`, `training`, `evaluation`, `parity`, `quantisation`, `calibration` and `made_with` are records for
-    people and for later exports; serving reads only the typed fields.
+    `architecture`, `training`, `evaluation`, `parity`, `quantisation`, `calibration`, `faithfulness` and `made_with`
+    are records for people and for later exports; serving reads only the typed fields.
 
     Attributes:
         files: SHA-256 (hex) of every file of the version except the card itself, by path relative to its folder.
@@ -151,6 +151,8 @@ class Card:
         calibration: Temperature of `probabilities` (softmax of logits / temperature), the pictures it was fitted on,
             ECE and negative log-likelihood before and after, and what speaks against it (`doubts`); empty where the
             temperature is 1.
+        faithfulness: One entry per data set on which the served model's maps were measured (`attnserve evaluate`): its
+            name and part, the pictures, seed, steps and command, the figures per source of maps with their intervals.
         explain: The graphs that explain a class; none in the cards of older exports.
     """
 
@@ -165,6 +167,7 @@ class Card:
     precision: str = "fp32"
     quantisation: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    faithfulness: tuple[dict[str, Any], ...] = ()
     explain: tuple[Explanation, ...] = ()
     opset: int = 20
     made_with: dict[str, str] = field(default_factory=dict)
@@ -193,6 +196,7 @@ class Card:
             raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
             raw["explain"] = tuple(Explanation(**entry) for entry in raw.get("explain", ()))
             raw["evaluation"] = tuple(raw.get("evaluation", ()))
+            raw["faithfulness"] = tuple(raw.get("faithfulness", ()))
             card = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"card: {error}") from error

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "turn a checkpoint into a model repository entry (ONNX, config, card)",
     "serve": "serve a model repository over gRPC",
     "classify": "classify pictures with a running server, and save what the network looked at",
+    "evaluate": "measure a served model on labelled pictures: accuracy, calibration, and whether its maps are faithful",
     "models": "list the models of a running server",
 }
 """Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`."""
@@ -29,7 +30,7 @@ COMMANDS = {
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole command line; with `only`, the other subcommands are listed but not loaded."""
     parser = argparse.ArgumentParser(
-        prog="attnserve", description="Attention-augmented image classifiers: train, export, serve, classify."
+        prog="attnserve", description="Attention-augmented image classifiers: train, export, serve, classify, measure."
     )
     parser.add_argument("--version", action="version", version=f"attnserve {version('attnserve')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -11,8 +11,11 @@ from importlib.metadata import version
 from pathlib import PurePath
 
 POSITIONALS = ("dataset", "checkpoint")
-NOT_RECORDED = ("command", "parser", "resume", "force", "max_minutes")
-"""Besides argparse's own: options that tell only how often a run was interrupted, or what lay in its way."""
+NOT_RECORDED = (
+    "command", "parser",
+    "resume", "force", "max_minutes",  # how often it was interrupted, or what lay in its way
+    "server", "json", "write_card", "timeout_s",  # where it ran and what it printed
+)  # fmt: skip
 
 
 def command_line(command: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from attnserve.datasets import SplitRule
+from attnserve.card import Preprocessing
+from attnserve.datasets import SplitRule, picture
+from attnserve.faithfulness.foreground import foreground
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared/data/sign_language_digits.tar"
@@ -35,3 +37,14 @@ def test_served_accuracy_on_people_never_seen_is_what_the_card_says(client, phot
     (entry,) = card["evaluation"]
     assert len(held_out) == entry["images"]
     assert right / len(held_out) == entry["accuracy"]
+
+
+def test_the_hand_is_found_whosoever_it_is(photos):
+    preprocessing = Preprocessing(96, 96)
+    areas = []
+    for path in photos[::9]:
+        hand = foreground(picture(path, preprocessing))
+        areas.append(hand.mean())
+        assert hand[48:, 24:72].mean() > hand[:8].mean()  # it comes from below
+    assert min(areas) > 0.1
+    assert max(areas) < 0.5

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from attnserve.map_files import MapFiles
 
     with Client(args.server, timeout_s=args.timeout_s) as client:
-        info = client.model(args.model or _only_model(client), args.version)
+        info = client.model(args.model or only_model(client), args.version)
         if args.maps and not info.sites:
             raise ConfigError(f"--maps: {info.name} has no attention sites")
         maps = MapFiles(args.maps, args.format) if args.maps else None
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _only_model(client: Client) -> str:
+def only_model(client: Client) -> str:
+    """The name of the one model that is ready; raises `ConfigError` where there is not exactly one."""
     names = sorted({status.name for status in client.models() if status.ready})
     if len(names) != 1:
         raise ConfigError(f"--model: choose one of {', '.join(names)}" if names else "the server has no model ready")
