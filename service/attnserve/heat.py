@@ -51,6 +51,12 @@ def normalise(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return shifted / np.float32(1e-7 + shifted.max())
 
 
+def scaled(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """(h, w) float32: 0 at and below `low`, 1 at and above `high`; 0 everywhere where there is nothing between."""
+    span = high - low
+    return np.clip((values - np.float32(low)) / np.float32(span), 0, 1) if span > 0 else np.zeros_like(values)
+
+
 def resize_map(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """(height, width) float32, bilinear between pixel centres, as OpenCV's INTER_LINEAR."""
     whole = CropBox(0.0, 0.0, float(width), float(height))

@@ -1,19 +1,24 @@
-"""Attention maps as files: one figure for each picture, or the arrays as the server sent them.
+"""Maps of attention and of classes as files: one figure for each picture, or the arrays as the server sent them.
 
-Owns the names of the files; the drawing is `attnserve.render`'s. Knows no server.
+Owns the names of the files; what they show is `attnserve.evidence`'s, the drawing `attnserve.render`'s. Knows no
+server.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from attnserve.client.messages import Classification
+from attnserve.canvas import printable
+from attnserve.client.messages import Classification, SpatialMap
 from attnserve.decode import DecodeLimits, upright_rgb
 from attnserve.errors import ConfigError, InvalidArgument
-from attnserve.render import Panel, figure
+from attnserve.evidence import ATTENTION_NOTE, EVIDENCE_NOTE, attention_panels, explanation_panels, percent
+from attnserve.render import figure, figure_svg
+
+MapForm: TypeAlias = Literal["png", "svg", "npy"]
 
 OWN_PICTURES = DecodeLimits(max_bytes=1 << 30, max_pixels=1 << 28)
 """For pictures that the user has; the server, which has seen them before, has limits of its own."""
@@ -23,20 +28,23 @@ class MapFiles:
     """Writes the maps of one picture after another into a folder, which is made if need be.
 
     Args:
-        form: `png` writes `<stem>.attention.png`, every site over the photo; `npy` writes `<stem>.<site>.spatial.npy`,
-            (h, w) float32 at feature resolution.
+        form: `png` and `svg` write one figure, `<stem>.attention.<form>`, or `<stem>.explanation.<form>` where the
+            answer has explanations: every map of the answer over the photo. `npy` writes (h, w) float32 at feature
+            resolution: `<stem>.<site>.spatial.npy` and `<stem>.<method>.<layer>.<class index>.npy`.
+        top_k: How many predictions a figure names; 0 for all of the answer.
 
     Attributes:
         written: The files written so far.
     """
 
-    def __init__(self, folder: Path, form: Literal["png", "npy"]) -> None:
+    def __init__(self, folder: Path, form: MapForm, top_k: int = 0) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"maps: {error}") from error
         self._folder = folder
-        self._save = self._save_figure if form == "png" else self._save_arrays
+        self._form = form
+        self._top_k = top_k
         self._taken: set[str] = set()
         self.written: list[Path] = []
 
@@ -49,35 +57,40 @@ class MapFiles:
         while stem in self._taken:
             stem = f"{stem}-{index}"
         self._taken.add(stem)
-        self._save(image, stem, answer)
+        if self._form == "npy":
+            self._save_arrays(stem, answer)
+        else:
+            self._save_figure(image, stem, answer)
 
     def _save_figure(self, image: Path, stem: str, answer: Classification) -> None:
         try:
             photo = upright_rgb(image.read_bytes(), OWN_PICTURES)
         except InvalidArgument as error:
             raise OSError(str(error)) from error
-        path = self._folder / f"{stem}.attention.png"
-        figure(photo, _title(image, answer), _panels(answer)).save(path)
+        panels, groups = attention_panels(answer), explanation_panels(answer)
+        notes = [ATTENTION_NOTE] * bool(panels) + [EVIDENCE_NOTE] if groups else []
+        path = self._folder / f"{stem}.{'explanation' if groups else 'attention'}.{self._form}"
+        title = self._title(image, answer)
+        if self._form == "svg":
+            path.write_text(figure_svg(photo, title, panels, groups, notes), encoding="utf-8")
+        else:
+            figure(photo, title, panels, groups, notes).save(path)
         self.written.append(path)
 
-    def _save_arrays(self, image: Path, stem: str, answer: Classification) -> None:  # noqa: ARG002
+    def _title(self, image: Path, answer: Classification) -> str:
+        shown = answer.predictions[: self._top_k or None]
+        predictions = "  ·  ".join(f"{each.label} ({percent(each.probability)})" for each in shown)
+        lines = (image.name, predictions, f"{answer.model} version {answer.version}")
+        return "\n".join(map(printable, lines))
+
+    def _save_arrays(self, stem: str, answer: Classification) -> None:
         for site in answer.attention:
-            if site.spatial is not None and site.spatial.values is not None:
-                path = self._folder / f"{stem}.{site.site.replace('/', '_')}.spatial.npy"
-                np.save(path, site.spatial.values)
-                self.written.append(path)
+            self._save_array(stem, f"{site.site}.spatial", site.spatial)
+        for each in answer.explanations:
+            self._save_array(stem, f"{each.method}.{each.layer}.{each.class_index}", each.map)
 
-
-def _title(image: Path, answer: Classification) -> str:
-    predictions = "  ·  ".join(f"{each.label} {each.probability:.1%}" for each in answer.predictions)
-    return f"{image.name}\n{predictions}\n{answer.model} version {answer.version}"
-
-
-def _panels(answer: Classification) -> list[Panel]:
-    """A panel for each site: BAM's gate, averaged over channels, CBAM's spatial gate, a transformer's shares."""
-    panels = []
-    for site in answer.attention:
-        shown = site.spatial if site.combined is None else site.combined
-        if shown is not None and shown.values is not None:
-            panels.append(Panel(site.site, shown.values, answer.view))
-    return panels
+    def _save_array(self, stem: str, name: str, found: SpatialMap | None) -> None:
+        if found is not None and found.values is not None:
+            path = self._folder / f"{stem}.{name.replace('/', '_')}.npy"
+            np.save(path, found.values)
+            self.written.append(path)

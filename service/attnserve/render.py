@@ -1,19 +1,22 @@
-"""Pictures of attention maps: a map laid over the photo it belongs to, and one figure of all maps of a photo.
+"""Pictures of maps: a map laid over the photo it belongs to, and one figure of all maps of a photo.
 
-Pillow and numpy only; knows nothing of servers, models or files.
+Owns the layout; `attnserve.canvas` draws it as pixels or as SVG. Knows nothing of servers, models or files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from attnserve.heat import JET, blended, coloured, normalise, sampled
+from attnserve.canvas import Canvas, Colour, Raster, Vector, fitted, text_width, wrapped
+from attnserve.heat import JET, blended, coloured, normalise, sampled, scaled
 from attnserve.preprocess import CropBox
 
 SMALLEST_PANEL = 256
@@ -22,7 +25,12 @@ SMALLEST_PANEL = 256
 LARGEST_PANEL = 1024
 """Pixels of a panel's longer side above which a photo is reduced: sixteen panels of a camera's picture fill memory."""
 
+WIDEST = 5
+"""Panels of a row where rows belong together: more, and a page shows none of them well."""
+
 _INK, _FAINT, _PAPER = (28, 28, 32), (112, 112, 120), (255, 255, 255)
+
+AnyCanvas = TypeVar("AnyCanvas", bound=Canvas)
 
 
 @dataclass(frozen=True)
@@ -33,21 +41,53 @@ class Panel:
         title: What it shows, e.g. the name of the attention site.
         values: (h, w) float32 at feature resolution.
         box: The part of the photo, in its pixels, that the map covers.
+        ending: What ends the title, and is kept where a long title is cut.
+        detail: What else is to be said of it, before its shape and its least and greatest value.
+        scale: The values of the first and the last colour; None for the map's own least and greatest.
+        remark: What stands on the photo in the place of a map that has nothing to show; empty where it has.
     """
 
     title: str
     values: NDArray[np.float32]
     box: CropBox
+    ending: str = ""
+    detail: str = ""
+    scale: tuple[float, float] | None = None
+    remark: str = ""
+
+    @property
+    def note(self) -> str:
+        """The detail, the shape, and where there is a map its least and greatest value."""
+        rows, columns = self.values.shape
+        values = () if self.remark else (" to ".join(numbers(float(self.values.min()), float(self.values.max()))),)
+        return ", ".join((*filter(None, [self.detail]), f"{rows} x {columns}", *values))
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What the first and the last colour mean."""
+        return numbers(*(self.scale or (float(self.values.min()), float(self.values.max()))))
+
+    def over(self, photo: Image.Image, box: CropBox) -> Image.Image:
+        """The photo with the map over the box; the photo alone where there is a remark instead."""
+        return photo if self.remark else overlay(photo, self.values, box, scale=self.scale)
 
 
-def overlay(image: Image.Image, values: NDArray[np.float32], box: CropBox, alpha: float = 0.5) -> Image.Image:
-    """The photo with the normalised map over `box` in jet colours: RGB of the photo's own size.
+def overlay(
+    image: Image.Image,
+    values: NDArray[np.float32],
+    box: CropBox,
+    alpha: float = 0.5,
+    scale: tuple[float, float] | None = None,
+) -> Image.Image:
+    """The photo with the map over `box` in jet colours: RGB of the photo's own size.
 
-    Pixels whose centre lies outside the box keep their value. `alpha` is the weight of the map, 0..1.
+    Pixels whose centre lies outside the box keep their value. `alpha` is the weight of the map, 0..1; `scale` as of
+    `Panel`.
     """
     photo = np.array(image.convert("RGB"))  # (H, W, 3) uint8
     rows, columns = _within(box.top, box.bottom, image.height), _within(box.left, box.right, image.width)
-    heat = coloured(sampled(normalise(values), rows, columns, box), "jet")  # (rows, columns, 3)
+    levels = normalise(values) if scale is None else scaled(values, *scale)
+    heat = coloured(sampled(levels, rows, columns, box), "jet")  # (rows, columns, 3)
     inside = np.ix_(rows, columns)
     photo[inside] = blended(photo[inside], heat, alpha)
     return Image.fromarray(photo)
@@ -58,106 +98,166 @@ def _within(start: float, stop: float, size: int) -> NDArray[np.intp]:
     return np.arange(max(0, math.ceil(start - 0.5)), min(size, math.ceil(stop - 0.5)))
 
 
-def figure(image: Image.Image, title: str, panels: Sequence[Panel]) -> Image.Image:
+def figure(
+    image: Image.Image,
+    title: str,
+    panels: Sequence[Panel],
+    groups: Sequence[Sequence[Panel]] = (),
+    notes: Sequence[str] = (),
+) -> Image.Image:
     """One RGB picture on white: the photo and, for each panel, its map over the photo with a colour bar.
 
     The first line of `title` is the heading, the others stand below it; long lines wrap. Photos are shown at their own
     size, tiny ones enlarged by a whole factor (pixels stay pixels), those above `LARGEST_PANEL` reduced. Where the
-    first panel's box is only a part of the photo, it is outlined there.
+    first panel's box is only a part of the photo, it is outlined there. Each of `groups` begins a row, unless
+    everything fits one; `notes` are lines at the foot.
     """
-    photo, scale = _at_panel_size(image.convert("RGB"))
-    sheet = _Sheet(photo.size, 1 + len(panels), title)
-    sheet.photo(photo, f"{image.width} x {image.height}", _scaled(panels[0].box, scale) if panels else None)
+    return _drawn(image, title, (panels, *groups), notes, Raster).image
+
+
+def figure_svg(
+    image: Image.Image,
+    title: str,
+    panels: Sequence[Panel],
+    groups: Sequence[Sequence[Panel]] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The same figure as an SVG document, with text as text, and photo, maps and bars as embedded PNG files."""
+    return _drawn(image, title, (panels, *groups), notes, Vector).document
+
+
+def _drawn(
+    image: Image.Image,
+    title: str,
+    groups: Sequence[Sequence[Panel]],
+    notes: Sequence[str],
+    canvas: Callable[[int, int, Colour], AnyCanvas],
+) -> AnyCanvas:
+    photo, scale = at_panel_size(image.convert("RGB"))
+    sheet = _Sheet(photo.size, _places(1 + len(groups[0]), *map(len, groups[1:])), title, notes, canvas)
+    panels = [panel for group in groups for panel in group]
+    sheet.photo(photo, f"{image.width} x {image.height}", shrunk(panels[0].box, scale) if panels else None)
     for position, panel in enumerate(panels, start=1):
-        sheet.map(position, overlay(photo, panel.values, _scaled(panel.box, scale)), panel)
+        sheet.map(position, panel.over(photo, shrunk(panel.box, scale)), panel)
     return sheet.canvas
 
 
-def _at_panel_size(photo: Image.Image) -> tuple[Image.Image, float]:
-    """The photo as the figure shows it, and pixels shown per pixel of the photo."""
+def at_panel_size(
+    photo: Image.Image, smallest: int = SMALLEST_PANEL, largest: int = LARGEST_PANEL
+) -> tuple[Image.Image, float]:
+    """The photo as a figure shows it, its longer side within the bounds, and pixels shown per pixel of the photo."""
     longer = max(photo.size)
-    if longer > LARGEST_PANEL:
-        scale = LARGEST_PANEL / longer
+    if longer > largest:
+        scale = largest / longer
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
         return photo.resize(size, Image.Resampling.LANCZOS), scale
-    factor = math.ceil(SMALLEST_PANEL / longer)
+    factor = math.ceil(smallest / longer)
     return photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST), float(factor)
 
 
-def _scaled(box: CropBox, scale: float) -> CropBox:
+def shrunk(box: CropBox, scale: float) -> CropBox:
+    """The box in pixels shown."""
     return CropBox(box.left * scale, box.top * scale, box.right * scale, box.bottom * scale)
 
 
-class _Sheet:
-    """A white sheet with a header and a grid of tiles; every space is a multiple of `em`, the size of its text."""
+def _places(*groups: int) -> list[tuple[int, int]]:
+    """Row and column of each tile of groups of so many: one row, a square for a long one, or rows for each group."""
+    tiles = sum(groups)
+    if tiles <= 4 or len(groups) == 1:
+        columns = tiles if tiles <= 4 else math.ceil(math.sqrt(tiles))
+        return [divmod(tile, columns) for tile in range(tiles)]
+    columns = min(WIDEST, max(groups))
+    first_rows = accumulate((math.ceil(group / columns) for group in groups), initial=0)
+    return [
+        (row + tile // columns, tile % columns)
+        for row, group in zip(first_rows, groups, strict=False)
+        for tile in range(group)
+    ]
 
-    def __init__(self, panel_size: tuple[int, int], tiles: int, title: str) -> None:
+
+class _Sheet(Generic[AnyCanvas]):
+    """A white sheet with a header, a grid of tiles and a foot; every space is a multiple of `em`, its text's size."""
+
+    def __init__(
+        self,
+        panel_size: tuple[int, int],
+        places: Sequence[tuple[int, int]],
+        title: str,
+        notes: Sequence[str],
+        canvas: Callable[[int, int, Colour], AnyCanvas],
+    ) -> None:
         self.width, self.height = panel_size
+        self.places = places
         self.em = min(28, max(14, round(self.width / 20)))
-        self.text = ImageFont.load_default(self.em)
-        self.small = ImageFont.load_default(round(0.85 * self.em))
-        self.heading = ImageFont.load_default(round(1.5 * self.em))
+        self.small, self.heading = round(0.85 * self.em), round(1.5 * self.em)
         self.margin = 2 * self.em
-        self.tile_width, self.tile_height = self.width + 6 * self.em, self.height + 3 * self.em
-        self.columns = tiles if tiles <= 4 else math.ceil(math.sqrt(tiles))
-        width = 2 * self.margin + self.columns * self.tile_width - self.em  # the last column needs no gap
+        self.tile_width, self.tile_height = self.width + 6 * self.em, self.height + 4 * self.em
+        rows, columns = (1 + max(place) for place in zip(*places, strict=True))
+        width = 2 * self.margin + columns * self.tile_width - self.em  # the last column needs no gap
         first, *rest = title.split("\n")
         room = width - 2 * self.margin
-        head = _wrapped(first, self.heading, room)
-        body = [line for text in rest for line in _wrapped(text, self.text, room)]
+        head = wrapped(first, self.heading, room)
+        body = [line for text in rest for line in wrapped(text, self.em, room)]
+        foot = [line for text in notes for line in wrapped(text, self.small, room)]
         self.top = self.margin + round(2.2 * self.em) * len(head) + round(1.5 * self.em) * len(body) + self.em
-        height = self.top + math.ceil(tiles / self.columns) * self.tile_height + self.em
-        self.canvas = Image.new("RGB", (width, height), _PAPER)
-        self.draw = ImageDraw.Draw(self.canvas)
-        self._header(head, body)
+        bottom = self.top + rows * self.tile_height
+        height = bottom + round(1.3 * self.em) * len(foot) + self.em
+        self.canvas = canvas(width, height, _PAPER)
+        self._lines(head, self.margin + round(1.4 * self.em), round(2.2 * self.em), self.heading, _INK)
+        y = self.margin + round(2.2 * self.em) * len(head) + self.em
+        self._lines(body, y, round(1.5 * self.em), self.em, _INK)
+        self._lines(foot, bottom + self.em // 2, round(1.3 * self.em), self.small, _FAINT)
 
-    def _header(self, head: Sequence[str], body: Sequence[str]) -> None:
-        y = self.margin
-        for line in head:
-            self.draw.text((self.margin, y), line, _INK, self.heading)
-            y += round(2.2 * self.em)
-        for line in body:
-            self.draw.text((self.margin, y), line, _INK, self.text)
-            y += round(1.5 * self.em)
+    def _lines(self, lines: Sequence[str], y: int, step: int, size: int, colour: Colour) -> None:
+        for index, line in enumerate(lines):
+            self.canvas.text(self.margin, y + index * step, line, size, colour)
 
     def photo(self, photo: Image.Image, note: str, box: CropBox | None) -> None:
         """The first tile: the photo itself; a box that is only a part of it is outlined."""
-        if box is None or _covers(box, photo.size):
+        if box is None or covers(box, photo.size):
             self._tile(0, "photo", note, photo)
             return
         left, top = self._tile(0, "photo", f"{note}, the model's view outlined", photo)
-        right, bottom = max(box.left, box.right - 1), max(box.top, box.bottom - 1)  # a thin photo's box may be thinner
-        corners = (left + box.left, top + box.top, left + right, top + bottom)
+        corners = (left + box.left, top + box.top, left + box.right, top + box.bottom)
         line = max(1, self.em // 12)
-        self.draw.rectangle(corners, outline=_INK, width=2 * line)
-        self.draw.rectangle(corners, outline=_PAPER, width=line)
+        self.canvas.outline(corners, 2 * line, _INK)
+        self.canvas.outline(corners, line, _PAPER)
 
     def map(self, position: int, picture: Image.Image, panel: Panel) -> None:
-        """One map's tile: title, shape and range of values, the picture and a colour bar."""
-        low, high = _numbers(float(panel.values.min()), float(panel.values.max()))
-        rows, columns = panel.values.shape
-        left, top = self._tile(position, panel.title, f"{rows} x {columns}, {low} to {high}", picture)
+        """One map's tile: title, shape and range of values, the picture and a colour bar; or its remark."""
+        left, top = self._tile(position, panel.title, panel.note, picture, panel.ending)
+        if panel.remark:
+            self._remark(left, top, panel.remark)
+            return
+        low, high = panel.ends
         x = left + self.width + self.em // 2
-        self.canvas.paste(_colour_bar(self.em * 3 // 4, self.height), (x, top))
+        self.canvas.picture(x, top, _colour_bar(self.em * 3 // 4, self.height))
         x += round(1.1 * self.em)
-        self.draw.text((x, top), high, _INK, self.small, anchor="lt")
-        self.draw.text((x, top + self.height), low, _INK, self.small, anchor="lb")
+        self.canvas.text(x, top + round(0.72 * self.small), high, self.small, _INK)
+        self.canvas.text(x, top + self.height, low, self.small, _INK)
 
-    def _tile(self, position: int, title: str, note: str, picture: Image.Image) -> tuple[int, int]:
+    def _remark(self, left: int, top: int, text: str) -> None:
+        """A line in the middle of a picture, on paper."""
+        text = fitted(text, self.small, self.width - self.em)
+        x, y, half = left + self.width / 2, top + self.height / 2, (text_width(text, self.small) + self.em) / 2
+        self.canvas.fill((x - half, y - 0.9 * self.em, x + half, y + 0.7 * self.em), _PAPER)
+        self.canvas.text(x, y + 0.2 * self.em, text, self.small, _INK, "middle")
+
+    def _tile(self, position: int, title: str, note: str, picture: Image.Image, ending: str = "") -> tuple[int, int]:
         """Draw caption and picture; returns the picture's left and top."""
-        row, column = divmod(position, self.columns)
+        row, column = self.places[position]
         left, top = self.margin + column * self.tile_width, self.top + row * self.tile_height
-        base = top + self.em
-        self.draw.text((left, base), title, _INK, self.text, anchor="ls")
-        if self.text.getlength(title) + self.em + self.small.getlength(note) <= self.width:
-            self.draw.text((left + self.width, base), note, _FAINT, self.small, anchor="rs")
-        top += round(1.5 * self.em)
-        self.canvas.paste(picture, (left, top))
+        room = self.tile_width - self.em
+        title = fitted(title, self.em, room - text_width(ending, self.em)) + ending
+        self.canvas.text(left, top + self.em, title, self.em, _INK)
+        self.canvas.text(left, top + round(2.15 * self.em), fitted(note, self.small, room), self.small, _FAINT)
+        top += round(2.6 * self.em)
+        self.canvas.picture(left, top, picture)
         return left, top
 
 
-def _covers(box: CropBox, size: tuple[int, int]) -> bool:
-    """Whether the box is the whole picture, but for less than half a pixel."""
+def covers(box: CropBox, size: tuple[int, int]) -> bool:
+    """Whether the box is the whole picture (width, height), but for less than half a pixel."""
     return max(box.left, box.top, size[0] - box.right, size[1] - box.bottom) < 0.5
 
 
@@ -167,19 +267,7 @@ def _colour_bar(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.repeat(JET[levels][:, None], width, axis=1))  # (height, width, 3)
 
 
-def _numbers(low: float, high: float) -> tuple[str, str]:
+def numbers(low: float, high: float) -> tuple[str, str]:
     """Both with as many decimals as tell a hundredth of their distance."""
     decimals = min(6, max(0, 1 - math.floor(math.log10(high - low)))) if high > low else 3
     return f"{low:.{decimals}f}", f"{high:.{decimals}f}"
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> list[str]:
-    """Lines of at most `room` pixels, broken between words; a longer word keeps a line of its own."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -20,6 +20,7 @@ from attnserve.v1 import attention_pb2_grpc
 
 GATE = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.75]], np.float32)
 BRANCH = np.array([[-1.5, 2.0], [0.25, 3.0]], np.float32)
+EVIDENCE = np.array([[0, 1], [2, 8]], np.float32)
 MEAN_GATE = np.array([[0.25, 0.5], [0.75, 1.0]], np.float32)
 
 
@@ -50,6 +51,11 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         self.stream_over = threading.Event()
         self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
         self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
+        self.explain_layers = [
+            pb.ExplainLayer(layer=layer, height=2, width=2, stride=14, methods=["gradcam", "layercam"])
+            for layer in ("last", "layer3")
+        ]
+        self.evidence: dict[int, np.ndarray[Any, Any]] = {0: EVIDENCE, 1: EVIDENCE / 2}
         self.statuses = [pb.ModelStatus(name="fake", version="3", ready=True)]
 
     def echo(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
@@ -58,9 +64,26 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         return pb.ClassifyResponse(
             model=request.model,
             version=request.version or "3",
-            results=[self.result(image, request.attention.level) for image in request.images],
+            results=[self.explained(image, request) for image in request.images],
             timings=pb.Timings(decode_ms=1, queue_ms=2, infer_ms=3),
         )
+
+    def explained(self, image: pb.Image, request: pb.ClassifyRequest) -> pb.ImageResult:
+        result = self.result(image, request.attention.level)
+        asked = request.explain
+        classes = asked.classes or [each.index for each in result.predictions][: asked.top_k]
+        result.explanations.extend(
+            pb.Explanation(
+                layer=layer,
+                method=asked.method,
+                class_index=index,
+                label=("cat", "dog")[index],
+                map=float_map(self.evidence[index]),
+            )
+            for layer in asked.layers
+            for index in classes
+        )
+        return result
 
     def result(self, image: pb.Image, level: int) -> pb.ImageResult:
         label = image.encoded.decode("ascii", "ignore")[:8] if image.encoded else "pixels"
@@ -149,6 +172,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
             execution_provider="CPUExecutionProvider",
             card_json='{"precision": "fp32"}',
             card_digest="ab12",
+            explain_layers=self.explain_layers,
         )
 
 

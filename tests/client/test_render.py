@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from attnserve.heat import JET, normalise, resize_map
 from attnserve.preprocess import CropBox
-from attnserve.render import LARGEST_PANEL, Panel, figure, overlay
+from attnserve.render import LARGEST_PANEL, Panel, figure, figure_svg, overlay
 
 RAMP = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
 WHOLE = CropBox(0.0, 0.0, 28.0, 28.0)
@@ -102,7 +107,7 @@ def test_a_figure_wraps_its_panels_into_rows(sites: int, columns: int, rows: int
     alone = figure(photo, "a.png", [])
     sheet = figure(photo, "a.png", [Panel(f"site{index}", RAMP, CropBox(0, 0, 300, 200)) for index in range(sites)])
     assert sheet.width == alone.width + (columns - 1) * (300 + 6 * 15)
-    assert sheet.height == alone.height + (rows - 1) * (200 + 3 * 15)
+    assert sheet.height == alone.height + (rows - 1) * (200 + 4 * 15)
 
 
 def test_a_figure_grows_with_its_title_and_never_beyond_its_width() -> None:
@@ -133,3 +138,68 @@ def test_a_picture_of_any_shape_has_a_figure(size: tuple[int, int]) -> None:
     photo = Image.new("RGB", size)
     middle = CropBox(size[0] * 0.4999, size[1] * 0.4999, size[0] * 0.5001, size[1] * 0.5001)
     assert figure(photo, "thin", [Panel("site", np.eye(3, dtype=np.float32), middle)]).size > (0, 0)
+
+
+def test_groups_begin_rows_unless_all_fit_one() -> None:
+    photo = Image.new("RGB", (300, 200), "black")
+
+    def size(*groups: int) -> tuple[int, int]:
+        first, *later = ([Panel("map", RAMP, CropBox(0, 0, 300, 200))] * panels for panels in groups)
+        return figure(photo, "a.png", first, later).size
+
+    width, height = figure(photo, "a.png", []).size
+    column, row = 300 + 6 * 15, 200 + 4 * 15
+    assert size(1, 2) == (width + 3 * column, height)
+    assert size(4, 2) == (width + 4 * column, height + row)
+    assert size(3, 2, 2) == (width + 3 * column, height + 2 * row)
+    assert size(7, 2) == (width + 4 * column, height + 2 * row)
+
+
+def test_maps_on_one_scale_have_one_colour_for_one_value() -> None:
+    photo, scale = Image.new("RGB", (28, 28)), (0.0, 8.0)
+    low, high = (
+        np.array(overlay(photo, np.full((2, 2), value, np.float32), WHOLE, 1.0, scale)) for value in (4.0, 8.0)
+    )
+    assert low[5, 5].tolist() == JET[128].tolist()
+    assert high[5, 5].tolist() == JET[255].tolist()
+    assert (np.array(overlay(photo, RAMP * 0, WHOLE, 1.0, (0.0, 0.0))) == JET[0]).all()
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan])
+def test_a_remark_stands_on_the_photo_where_there_is_no_map(fill: float) -> None:
+    photo = Image.new("RGB", (300, 200), (9, 120, 77))
+    panel = Panel("dog", np.full((2, 2), fill, np.float32), CropBox(0, 0, 300, 200), remark="nothing spoke for it")
+    sheet = np.array(figure(photo, "a.png", [panel]))
+    green = (sheet == (9, 120, 77)).all(axis=-1)
+    assert 1.8 * 300 * 200 < green.sum() < 2 * 300 * 200  # twice, less the strip with the words
+    assert "nan" not in panel.note
+    assert "nothing spoke for it" in figure_svg(photo, "a.png", [panel])
+
+
+def test_an_svg_figure_holds_text_and_pictures_and_nothing_from_outside() -> None:
+    photo = Image.new("RGB", (300, 200), (9, 120, 77))
+    title = 'a<b>&"c\x00\udcff.png\nlow & high'
+    document = figure_svg(photo, title, [Panel("<script>", RAMP, CropBox(50, 0, 250, 200))], notes=["the foot"])
+    root = ElementTree.fromstring(document.encode())
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{svg}text")]
+    assert {'a<b>&"c??.png', "low & high", "<script>", "2 x 2, 0.0 to 3.0", "the foot"} <= set(texts)
+    assert {element.tag.removeprefix(svg) for element in root.iter()} == {"svg", "rect", "text", "image"}
+    pictures = [element.get("href", "") for element in root.iter(f"{svg}image")]
+    sizes = []
+    for picture in pictures:
+        data = base64.b64decode(picture.removeprefix("data:image/png;base64,"), validate=True)
+        sizes.append(Image.open(io.BytesIO(data)).size)
+    assert sizes[:2] == [(300, 200), (300, 200)]  # photo and map; then the colour bar
+    assert len(sizes) == 3
+    assert re.findall(r"https?://[^\"]*", document) == ["http://www.w3.org/2000/svg"]
+    raster = figure(photo, title, [Panel("<script>", RAMP, CropBox(50, 0, 250, 200))], notes=["the foot"])
+    assert (root.get("width"), root.get("height")) == (str(raster.width), str(raster.height))
+
+
+def test_a_long_title_ends_before_the_next_panel_begins() -> None:
+    photo = Image.new("RGB", (300, 200))
+    document = figure_svg(photo, "a", [Panel("very long " * 20, RAMP, CropBox(0, 0, 300, 200), " (85.2%)")])
+    (title,) = re.findall(r">(very long[^<]*)<", document)
+    assert title.endswith("... (85.2%)")
+    assert 20 < len(title) < 70

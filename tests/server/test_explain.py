@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnserve.card import Card, Preprocessing
+from attnserve.cli import main
 from attnserve.client import Client, ClientError, Explain, MapStyle
 from attnserve.export.architecture import Architecture, Attention
 from attnserve.export.checkpoint import Checkpoint
@@ -219,6 +220,31 @@ def test_a_model_tells_by_which_layers_it_explains(connected):
     ]
     assert info.explain_layers[0].methods == ("gradcam", "counterfactual", "hirescam", "layercam", "gradcam++")
     assert {site.range for site in info.sites} == {(0.0, 1.0)}
+
+
+def test_the_command_writes_the_very_maps_that_the_client_gets(explaining, connected, photos, tmp_path):
+    picture = tmp_path / "hand.png"
+    Image.fromarray(photos[0]).save(picture)
+    flags = ["--server", explaining.grpc, "--model", "net", "--explain", "--maps", str(tmp_path / "maps")]
+    assert main(["classify", str(picture), *flags, "--layer", f"last,{SITE}", "--class", "d", "--format", "npy"]) == 0
+    asked = Explain(layers=["last", SITE], classes=[3])
+    (answer,) = connected.classify([picture], model="net", attention="summary", explain=asked)
+    expected = {f"gradcam.{each.layer}.3": each.map.values for each in answer.explanations}
+    expected |= {f"{each.site}.spatial": each.spatial.values for each in answer.attention}
+    written = {path.name: np.load(path) for path in (tmp_path / "maps").iterdir()}
+    assert sorted(written) == sorted(f"hand.{name}.npy" for name in expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(written[f"hand.{name}.npy"], values, atol=1e-6)
+    assert main(["classify", str(picture), *flags]) == 0
+    with Image.open(tmp_path / "maps/hand.explanation.png") as sheet:
+        assert sheet.width > 3 * 288  # the photo and the last site of two stages
+
+
+def test_the_command_names_export_where_the_model_has_no_graphs(explaining, photos, tmp_path, capsys):
+    Image.fromarray(photos[0]).save(tmp_path / "hand.png")
+    flags = ["--server", explaining.grpc, "--model", "plain", "--explain"]
+    assert main(["classify", str(tmp_path / "hand.png"), *flags]) == 1
+    assert "plain version 1 has no explaining graphs; `attnserve export`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

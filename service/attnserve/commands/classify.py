@@ -1,6 +1,7 @@
-"""`attnserve classify`: pictures to a running server; predictions to the terminal, attention maps to files.
+"""`attnserve classify`: pictures to a running server; predictions to the terminal, maps and explanations to files.
 
-Owns the flags, the two ways to print and the exit code; what the files hold is `attnserve.map_files`'.
+Owns the flags, the two ways to print and the exit code; what is to be explained is `explaining`'s, what the files hold
+`attnserve.map_files`'.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from attnserve.commands import explaining
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attnserve.client import Classification, Client, ClientError, ModelInfo, Timings
+    from attnserve.client import Classification, Client, ClientError, Explain, ModelInfo, Timings
     from attnserve.map_files import MapFiles
 
 LONGEST_S = 86_400  # for one picture; gRPC's clock overflows far above
+EXPLANATIONS = Path("explanations")  # where figures go when --explain has no --maps
 PICTURES_IN_FLIGHT = 32
 """Enough to fill a batch on the server; few enough that maps of large pictures do not fill this side's memory."""
 
@@ -33,9 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="", metavar="V", help="default: the newest that is ready")
     parser.add_argument("--top-k", type=_count, default=5, metavar="K", help="0 for all classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each picture and line")
-    parser.add_argument("--maps", type=Path, metavar="DIR", help="save the attention maps of each picture in DIR")
-    parser.add_argument("--format", choices=("png", "npy"), default="png",
+    parser.add_argument("--maps", type=Path, metavar="DIR",
+                        help=f"save each picture's maps in DIR (with --explain: {EXPLANATIONS})")  # fmt: skip
+    parser.add_argument("--format", choices=("png", "svg", "npy"), default="png",
                         help="of the maps: figures, or the arrays as the network gave them (default: png)")  # fmt: skip
+    explaining.configure(parser)
     parser.add_argument("--timeout-s", type=_seconds, default=10.0, metavar="S",
                         help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
 
@@ -63,22 +69,25 @@ def run(args: argparse.Namespace) -> int:
 
     with Client(args.server, timeout_s=args.timeout_s) as client:
         info = client.model(args.model or only_model(client), args.version)
-        if args.maps and not info.sites:
+        explain = explaining.wish(args, info)
+        sites = explaining.sites(args, info)
+        if args.maps and not sites and not explain:
             raise ConfigError(f"--maps: {info.name} has no attention sites")
-        maps = MapFiles(args.maps, args.format) if args.maps else None
+        folder = args.maps or (EXPLANATIONS if explain else None)
+        maps = MapFiles(folder, args.format, args.top_k) if folder else None
         report: _Report = _JsonLines(info) if args.json else _Table(args.images, info)
         failed = 0
-        for index, (image, outcome) in enumerate(_outcomes(client, args, info)):
+        for index, (image, outcome) in enumerate(_outcomes(client, args, info, sites if folder else (), explain)):
             if isinstance(outcome, ClientError):
                 failed += 1
                 report.failed(image, outcome)
                 continue
-            report.answered(image, outcome)
+            report.answered(image, replace(outcome, predictions=outcome.predictions[: args.top_k or None]))
             if maps and not _saved(maps, image, index, outcome):
                 failed += 1
     report.finish()
     if maps and maps.written:
-        print(f"{len(maps.written)} files written to {args.maps}: {maps.written[0].name} ...", file=report.notes)
+        print(f"{len(maps.written)} files written to {folder}: {maps.written[0].name} ...", file=report.notes)
     return 1 if failed else 0
 
 
@@ -91,7 +100,7 @@ def only_model(client: Client) -> str:
 
 
 def _outcomes(
-    client: Client, args: argparse.Namespace, info: ModelInfo
+    client: Client, args: argparse.Namespace, info: ModelInfo, sites: Sequence[str], explain: Explain | None
 ) -> Iterator[tuple[str, Classification | ClientError]]:
     """Every picture with its outcome; once the call as a whole has failed, its error is every later picture's."""
     from attnserve.client import ClientError
@@ -100,8 +109,10 @@ def _outcomes(
         map(Path, args.images),
         model=info.name,
         version=info.version,
-        top_k=args.top_k,
-        attention="summary" if args.maps else "none",
+        top_k=0 if explain else args.top_k,  # every explained class has its probability in the figure
+        attention="summary" if sites else "none",
+        sites=sites,
+        explain=explain,
         timeout_s=args.timeout_s * len(args.images),
         max_in_flight=PICTURES_IN_FLIGHT,
     )
