@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from attnserve.errors import AttnserveError, ConfigError
 
@@ -22,9 +23,10 @@ COMMANDS = {
     "serve": "serve a model repository over gRPC",
     "classify": "classify pictures with a running server, and save what the network looked at",
     "evaluate": "measure a served model on labelled pictures: accuracy, calibration, and whether its maps are faithful",
+    "explain-report": "one HTML page of what a running server's model looked at in a folder of pictures",
     "models": "list the models of a running server",
 }
-"""Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`."""
+"""Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`, with _ for -."""
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -37,8 +39,12 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if only is None or name == only:
-            importlib.import_module(f"attnserve.commands.{name}").configure(subparser)
+            _module(name).configure(subparser)
     return parser
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"attnserve.commands.{command.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file's name is no reason to fail
     args = build_parser(only=chosen if chosen in COMMANDS else None).parse_args(arguments)
     try:
-        code: int = importlib.import_module(f"attnserve.commands.{args.command}").run(args)
+        code: int = _module(args.command).run(args)
         sys.stdout.flush()
         return code
     except (AttnserveError, ConfigError) as error:

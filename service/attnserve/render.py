@@ -42,7 +42,7 @@ class Panel:
         values: (h, w) float32 at feature resolution.
         box: The part of the photo, in its pixels, that the map covers.
         ending: What ends the title, and is kept where a long title is cut.
-        detail: What else is to be said of it, before its shape and its least and greatest value.
+        detail: What else is to be said of it, before its shape.
         scale: The values of the first and the last colour; None for the map's own least and greatest.
         remark: What stands on the photo in the place of a map that has nothing to show; empty where it has.
     """
@@ -57,15 +57,19 @@ class Panel:
 
     @property
     def note(self) -> str:
-        """The detail, the shape, and where there is a map its least and greatest value."""
+        """The detail, the shape, and on a scale of others the least and greatest value, which the bar does not say."""
         rows, columns = self.values.shape
-        values = () if self.remark else (" to ".join(numbers(float(self.values.min()), float(self.values.max()))),)
+        values = () if self.remark or self.scale is None else (" to ".join(numbers(*self._range)),)
         return ", ".join((*filter(None, [self.detail]), f"{rows} x {columns}", *values))
 
     @property
     def ends(self) -> tuple[str, str]:
         """What the first and the last colour mean."""
-        return numbers(*(self.scale or (float(self.values.min()), float(self.values.max()))))
+        return numbers(*(self.scale or self._range))
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return float(self.values.min()), float(self.values.max())
 
     def over(self, photo: Image.Image, box: CropBox) -> Image.Image:
         """The photo with the map over the box; the photo alone where there is a remark instead."""
@@ -224,7 +228,7 @@ class _Sheet(Generic[AnyCanvas]):
         self.canvas.outline(corners, line, _PAPER)
 
     def map(self, position: int, picture: Image.Image, panel: Panel) -> None:
-        """One map's tile: title, shape and range of values, the picture and a colour bar; or its remark."""
+        """One map's tile: title, note, the picture and a colour bar; or its remark."""
         left, top = self._tile(position, panel.title, panel.note, picture, panel.ending)
         if panel.remark:
             self._remark(left, top, panel.remark)

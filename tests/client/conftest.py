@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -51,6 +52,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         self.stream_over = threading.Event()
         self.answer: Callable[[pb.ClassifyRequest], pb.ClassifyResponse] = self.echo
         self.stream: Callable[[Iterator[pb.ClassifyRequest]], Iterator[pb.ClassifyStreamResponse]] = self.in_turn
+        self.labels, self.card, self.card_digest = ["cat", "dog"], {"precision": "fp32"}, "ab12"
         self.explain_layers = [
             pb.ExplainLayer(layer=layer, height=2, width=2, stride=14, methods=["gradcam", "layercam"])
             for layer in ("last", "layer3")
@@ -70,6 +72,8 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
 
     def explained(self, image: pb.Image, request: pb.ClassifyRequest) -> pb.ImageResult:
         result = self.result(image, request.attention.level)
+        if request.top_k:
+            del result.predictions[request.top_k :]
         asked = request.explain
         classes = asked.classes or [each.index for each in result.predictions][: asked.top_k]
         result.explanations.extend(
@@ -77,7 +81,7 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
                 layer=layer,
                 method=asked.method,
                 class_index=index,
-                label=("cat", "dog")[index],
+                label=self.labels[index],
                 map=float_map(self.evidence[index]),
             )
             for layer in asked.layers
@@ -164,14 +168,14 @@ class FakeService(attention_pb2_grpc.AttentionServiceServicer):
         return pb.Model(
             name=request.name,
             version=request.version or "3",
-            labels=["cat", "dog"],
+            labels=self.labels,
             image_height=28,
             image_width=30,
             sites=[] if request.name == "plain" else [site],
             max_batch_size=16,
             execution_provider="CPUExecutionProvider",
-            card_json='{"precision": "fp32"}',
-            card_digest="ab12",
+            card_json=json.dumps(self.card),
+            card_digest=self.card_digest,
             explain_layers=self.explain_layers,
         )
 

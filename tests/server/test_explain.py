@@ -240,6 +240,26 @@ def test_the_command_writes_the_very_maps_that_the_client_gets(explaining, conne
         assert sheet.width > 3 * 288  # the photo and the last site of two stages
 
 
+def test_a_report_counts_what_the_server_says_of_each_file(explaining, connected, photos, tmp_path):
+    folder = tmp_path / "photos"
+    for number, photo in enumerate(photos):
+        (folder / "abcde"[number % 5]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(folder / "abcde"[number % 5] / f"{number}.png")
+    (folder / "a/cut.png").write_bytes((folder / "a/0.png").read_bytes()[:200])
+    output = tmp_path / "report.html"
+    flags = ["--server", explaining.grpc, "--model", "net", "--output", str(output), "--layer", f"last,{SITE}"]
+    assert main(["explain-report", str(folder), *flags, "--top-k", "1"]) == 0
+    page = output.read_text()
+    answers = connected.classify(photos, model="net", top_k=1)
+    right = sum(answer.predictions[0].index == number % 5 for number, answer in enumerate(answers))
+    assert f"{right} of the {len(photos)} with a known class right" in page
+    assert (page.count('class="picture right"'), page.count('class="picture wrong"')) == (right, len(photos) - right)
+    assert "<td>a/cut.png</td><td>INVALID_ARGUMENT: images[0]: the picture is broken or cut short</td>" in page
+    per_picture = 1 + 2  # the photo and the last site of two stages
+    assert page.count("<img ") == len(photos) * per_picture + 2 * (right + 2 * (len(photos) - right))  # by two layers
+    assert connected.model("net").card_digest in page
+
+
 def test_the_command_names_export_where_the_model_has_no_graphs(explaining, photos, tmp_path, capsys):
     Image.fromarray(photos[0]).save(tmp_path / "hand.png")
     flags = ["--server", explaining.grpc, "--model", "plain", "--explain"]

@@ -20,7 +20,7 @@ from attnserve.commands import explaining
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attnserve.client import Classification, Client, ClientError, Explain, ModelInfo, Timings
+    from attnserve.client import Classification, Client, ClientError, ModelInfo, Timings
     from attnserve.map_files import MapFiles
 
 LONGEST_S = 86_400  # for one picture; gRPC's clock overflows far above
@@ -35,24 +35,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--model", metavar="MODEL", help="default: the only model on the server")
     parser.add_argument("--version", default="", metavar="V", help="default: the newest that is ready")
-    parser.add_argument("--top-k", type=_count, default=5, metavar="K", help="0 for all classes (default: %(default)s)")
+    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="0 for all classes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each picture and line")
     parser.add_argument("--maps", type=Path, metavar="DIR",
                         help=f"save each picture's maps in DIR (with --explain: {EXPLANATIONS})")  # fmt: skip
     parser.add_argument("--format", choices=("png", "svg", "npy"), default="png",
                         help="of the maps: figures, or the arrays as the network gave them (default: png)")  # fmt: skip
     explaining.configure(parser)
-    parser.add_argument("--timeout-s", type=_seconds, default=10.0, metavar="S",
+    parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
                         help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A flag's whole number; never negative."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be a whole number, not negative, got {text!r}")
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A flag's time for one picture, in seconds."""
     try:
         number = float(text)
     except ValueError:
@@ -77,7 +79,18 @@ def run(args: argparse.Namespace) -> int:
         maps = MapFiles(folder, args.format, args.top_k) if folder else None
         report: _Report = _JsonLines(info) if args.json else _Table(args.images, info)
         failed = 0
-        for index, (image, outcome) in enumerate(_outcomes(client, args, info, sites if folder else (), explain)):
+        found = outcomes(
+            client,
+            list(map(Path, args.images)),
+            args.timeout_s,
+            model=info.name,
+            version=info.version,
+            top_k=0 if explain else args.top_k,  # every explained class has its probability in the figure
+            attention="summary" if folder and sites else "none",
+            sites=sites,
+            explain=explain,
+        )
+        for index, (image, outcome) in enumerate(zip(args.images, found, strict=True)):
             if isinstance(outcome, ClientError):
                 failed += 1
                 report.failed(image, outcome)
@@ -92,37 +105,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def only_model(client: Client) -> str:
-    """The name of the one model that is ready; raises `ConfigError` where there is not exactly one."""
+    """The one model that is ready. Raises `ConfigError` where there are several, or none."""
     names = sorted({status.name for status in client.models() if status.ready})
     if len(names) != 1:
         raise ConfigError(f"--model: choose one of {', '.join(names)}" if names else "the server has no model ready")
     return names[0]
 
 
-def _outcomes(
-    client: Client, args: argparse.Namespace, info: ModelInfo, sites: Sequence[str], explain: Explain | None
-) -> Iterator[tuple[str, Classification | ClientError]]:
-    """Every picture with its outcome; once the call as a whole has failed, its error is every later picture's."""
+def outcomes(
+    client: Client, images: Sequence[Path], timeout_s: float, **asked: Any
+) -> Iterator[Classification | ClientError]:
+    """Every picture's outcome; once the call as a whole has failed, its error is every later picture's.
+
+    `timeout_s` is for one picture, on average; `asked` as of `Client.classify_stream`.
+    """
     from attnserve.client import ClientError
 
     stream = client.classify_stream(
-        map(Path, args.images),
-        model=info.name,
-        version=info.version,
-        top_k=0 if explain else args.top_k,  # every explained class has its probability in the figure
-        attention="summary" if sites else "none",
-        sites=sites,
-        explain=explain,
-        timeout_s=args.timeout_s * len(args.images),
-        max_in_flight=PICTURES_IN_FLIGHT,
+        images, timeout_s=timeout_s * len(images), max_in_flight=PICTURES_IN_FLIGHT, **asked
     )
     broken: ClientError | None = None
-    for image in args.images:
+    for _ in images:
         try:
-            yield image, broken or next(stream)
+            yield broken or next(stream)
         except ClientError as error:
             broken = error
-            yield image, error
+            yield error
 
 
 def _saved(maps: MapFiles, image: str, index: int, answer: Classification) -> bool:
