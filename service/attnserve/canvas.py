@@ -116,7 +116,7 @@ def _hexadecimal(colour: Colour) -> str:
 def data_uri(picture: Image.Image, form: Literal["PNG", "WEBP"]) -> str:
     """The picture within a document: exact (PNG), or small and good to look at (WEBP)."""
     file = io.BytesIO()
-    picture.save(file, form, **({"quality": 82, "method": 4} if form == "WEBP" else {"optimize": True}))
+    picture.save(file, form, **({"quality": 82} if form == "WEBP" else {}))
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
