@@ -110,7 +110,7 @@ def _opened(data: bytes, limits: DecodeLimits) -> Image.Image:
             if image.format == "JPEG" and data.count(_START_OF_SCAN) > MOST_SCANS:
                 raise InvalidArgument(f"the JPEG has more than the {MOST_SCANS} scans accepted")
             image.load()
-            return _rgb(_upright(image))
+            return rgb(_upright(image))
     except (InvalidArgument, MemoryError):  # the size was within the limits: a shortage is ours
         raise
     except UnidentifiedImageError:
@@ -131,7 +131,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """The pixels as 8-bit RGB: 16-bit grey by its high byte, alpha dropped; no copy where they already are."""
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert() would clip to white
         image = Image.fromarray(_high_byte(np.asarray(image)))
     if image.mode == "P" and "transparency" in image.info:
