@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from attnserve.commands import explaining
+from attnserve.commands import classify_tiles, explaining
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="of the maps: figures, or the arrays as the network gave them (default: png)")  # fmt: skip
     explaining.configure(parser)
     parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
-                        help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
+                        help="seconds that a picture or tile may take, on average (default: %(default)s)")  # fmt: skip
+    classify_tiles.configure(parser)
 
 
 def count(text: str) -> int:
@@ -69,13 +70,16 @@ def run(args: argparse.Namespace) -> int:
     from attnserve.client import Client, ClientError
     from attnserve.map_files import MapFiles
 
+    classify_tiles.check(args)
     with Client(args.server, timeout_s=args.timeout_s) as client:
         info = client.model(args.model or only_model(client), args.version)
         explain = explaining.wish(args, info)
         sites = explaining.sites(args, info)
+        folder = args.maps or (EXPLANATIONS if explain else None)
+        if args.tile is not None:
+            return classify_tiles.run(client, info, args, explain, sites, folder)
         if args.maps and not sites and not explain:
             raise ConfigError(f"--maps: {info.name} has no attention sites")
-        folder = args.maps or (EXPLANATIONS if explain else None)
         maps = MapFiles(folder, args.format, args.top_k) if folder else None
         report: _Report = _JsonLines(info) if args.json else _Table(args.images, info)
         failed = 0

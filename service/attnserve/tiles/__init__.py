@@ -2,7 +2,7 @@
 
 A user of `attnserve.client`; knows no server module. Import the names from here. Reading order: `grid` (where tiles
 lie), `stitch` (maps of tiles to one map), `source` (pictures by the strip), `result` (what comes out), `sending`
-(every tile answered once) and `classify` (the whole).
+(every tile answered once), `classify` (the whole), and `files` (what is left of it on disk).
 """
 
 from __future__ import annotations

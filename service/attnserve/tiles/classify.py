@@ -103,6 +103,7 @@ class _Pass:
         """Ask about all classes, and whatever else the options say."""
         grid, answered = self._grid, 0
         total, greatest = np.zeros(len(info.labels)), np.zeros(len(info.labels), np.float32)
+        kinds: dict[str, str] = {}
         cell = (min(grid.stride, grid.tile_height), min(grid.stride, grid.tile_width))
         for place, answer in self._answers():
             probabilities = np.zeros(len(info.labels), np.float32)
@@ -115,6 +116,7 @@ class _Pass:
             for site in answer.attention:
                 shown = site.spatial if site.combined is None else site.combined
                 if shown is not None:
+                    kinds[site.site] = site.kind
                     self._sites.add(site.site, place, answer.view, _values(shown))
             self._add_explanations(place, answer)
         return TiledResult(
@@ -125,6 +127,7 @@ class _Pass:
             mean=(total / answered).astype(np.float32),
             max=greatest,
             probabilities=self._classes.stitched(self._failures)[None],
+            kinds=kinds,
             attention={site: _single(made) for site, made in self._sites.stitched(self._failures).items()},
             explanations=self._explanations(),
             failures=self._failed(),

@@ -43,6 +43,7 @@ class TiledResult:
         grid: Where the tiles lie.
         mean, max: (K,) float32, of each class's probability over all tiles that were answered.
         probabilities: (K, rows, columns), a map for each class, in cells of the stride.
+        kinds: Site -> `cbam` or `bam`, of the sites in `attention`.
         attention: Site -> map, in cells of the site's own pixels: CBAM's spatial gate, BAM's gate averaged over
             channels.
         explanations: By layer as asked for, then by class, in cells of the layer's own pixels.
@@ -56,6 +57,7 @@ class TiledResult:
     mean: NDArray[np.float32]
     max: NDArray[np.float32]
     probabilities: StitchedMap
+    kinds: dict[str, str]
     attention: dict[str, StitchedMap]
     explanations: tuple[TiledExplanation, ...]
     failures: tuple[TileFailure, ...]

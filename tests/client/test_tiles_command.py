@@ -1,0 +1,173 @@
+"""`attnserve classify --tile` against a server whose answers are chosen here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnserve.cli import main
+from attnserve.v1 import attention_pb2 as pb
+
+LEVELS = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)  # 0 to 1 in fifths
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """32 x 48 pixels in squares of 16."""
+    Image.fromarray(np.kron(LEVELS, np.ones((16, 16), np.uint8))).save(tmp_path / "large.png")
+    return str(tmp_path / "large.png")
+
+
+@pytest.fixture
+def levels(service: Any) -> None:
+    """The probability of `dog` is the level of the tile's first pixel."""
+
+    def result(image: pb.Image, level: int) -> pb.ImageResult:
+        first = image.raw.pixels[0] / 255
+        answer: pb.ImageResult = type(service).result(service, image, level)
+        del answer.predictions[:]
+        answer.predictions.add(index=1, label="dog", probability=first)
+        answer.predictions.add(index=0, label="cat", probability=1 - first)
+        answer.view.CopyFrom(pb.CropBox(right=image.raw.width, bottom=image.raw.height))
+        return answer
+
+    service.result = result
+
+
+@pytest.fixture
+def classify(target: str, levels: None) -> Any:  # noqa: ARG001
+    return lambda *arguments: main(["classify", *arguments, "--server", target, "--tile", "16"])
+
+
+def test_json_is_one_object_for_each_picture_with_the_pooled_predictions_and_the_grid(
+    classify: Any, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert classify(str(broken), picture, "missing.png", "--json", "--top-k", "1", "--stride", "16") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == [str(broken), picture, "missing.png"]
+    assert "cannot identify" in lines[0]["error"]
+    assert "No such file" in lines[2]["error"]
+    assert (lines[0]["predictions"], lines[0]["grid"]) == ([], None)
+    (mean,), (greatest,) = lines[1].pop("predictions"), lines[1].pop("max_predictions")
+    assert (mean["index"], mean["probability"]) == (0, pytest.approx(0.5))
+    assert (greatest["label"], greatest["index"], greatest["probability"]) == ("cat", 0, 1.0)
+    assert lines[1] == {
+        "image": picture,
+        "model": "fake",
+        "version": "3",
+        "grid": {"rows": 2, "columns": 3, "tile": [16, 16], "stride": 16},
+        "error": None,
+    }
+
+
+def test_the_table_shows_mean_and_greatest(classify: Any, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify(picture, "--top-k", "1") == 0
+    header, names, row = capsys.readouterr().out.splitlines()
+    assert header == "fake version 3, CPUExecutionProvider"
+    assert names.split() == ["image", "rank", "label", "mean", "max"]
+    assert row.split() == [picture, "1", "cat", "0.5000", "1.0000"]
+
+
+def test_a_tile_that_failed_is_said_and_the_picture_counts_as_failed(
+    classify: Any, service: Any, picture: str, refusal: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        if request.images[0].raw.pixels[0] == 204:
+            raise refusal(13, "a map is not finite")
+        return service.echo(request)  # type: ignore[no-any-return]
+
+    service.answer = fails
+    assert classify(picture, "--json") == 1
+    line = json.loads(capsys.readouterr().out)
+    assert line["error"] == (
+        "1 of 6 tiles failed; the first, at row 16 and column 16 of pixels: INTERNAL: a map is not finite"
+    )
+    assert line["predictions"][0]["probability"] == pytest.approx(1 - (0 + 0.2 + 0.4 + 0.6 + 1) / 5)
+    assert classify(picture) == 1
+    assert "1 of 6 tiles failed" in capsys.readouterr().err
+
+
+def test_npy_files_hold_float32_at_the_maps_own_resolution_and_say_where_they_lie(
+    classify: Any, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = tmp_path / "maps"
+    assert classify(picture, "--maps", str(maps), "--format", "npy", "--json") == 0
+    assert sorted(path.name for path in maps.iterdir()) == [
+        "large.bam1.combined.npy",
+        "large.layer1.cbam.spatial.npy",
+        "large.probabilities.npy",
+        "large.tiles.json",
+    ]
+    probabilities = np.load(maps / "large.probabilities.npy")
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, [1 - LEVELS / 255, LEVELS / 255], atol=1e-6)
+    gate = np.load(maps / "large.layer1.cbam.spatial.npy")  # the fake one, (2, 3) in every tile
+    np.testing.assert_allclose(gate, np.tile([[0.1, 0.2, 0.3], [0.4, 0.5, 0.75]], (2, 3)), atol=1e-6)
+    where = json.loads((maps / "large.tiles.json").read_text())
+    assert where["cells"] == {
+        "large.probabilities.npy": [16, 16],
+        "large.layer1.cbam.spatial.npy": [8, pytest.approx(16 / 3)],
+        "large.bam1.combined.npy": [8, 8],
+    }
+    assert (where["labels"], where["failures"], where["grid"]["lefts"]) == (["cat", "dog"], [], [0, 16, 32])
+    assert f"4 files written to {maps}" in capsys.readouterr().err
+
+
+def test_figures_are_drawn_over_the_picture_made_small(
+    classify: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    pictures = [str(tmp_path / "long.png"), str(tmp_path / "other" / "long.png")]
+    for path in pictures:
+        Image.fromarray(np.kron(LEVELS, np.ones((16, 1024), np.uint8))).save(path)  # 32 x 3072
+    assert classify(*pictures, "--maps", str(tmp_path / "maps")) == 0
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == [f"{stem}.{what}.png" for stem in ("long-1", "long") for what in ("attention", "probabilities")]
+    with Image.open(tmp_path / "maps" / "long.probabilities.png") as figure:
+        assert 3 * 1024 < figure.width < 3 * 1024 + 600  # the picture and two classes
+        shown = np.asarray(figure)
+    assert "4 files written" in capsys.readouterr().out
+    red, blue = (shown[..., 0] > 120) & (shown[..., 2] < 60), (shown[..., 2] > 60) & (shown[..., 0] < 20)
+    assert red.sum() > 300  # certain of one class, where the other has nothing
+    assert blue.sum() > 300
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tile", "16", "--stride", "17"], "--stride: 17 leaves gaps between tiles of 16 pixels; at most 16"),
+        (["--stride", "8"], "--stride: needs --tile"),
+        (["--explain"], "--explain: needs --tile"),
+        (["--explain", "--tile", "16"], "--explain: needs --maps"),
+        (["--explain", "--tile", "16", "--maps", "maps"], "--layer: fake can be explained by none, not 'last'"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    target: str, picture: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", picture, "--server", target, *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--tile", "0"], ["--tile", "-3"], ["--tile", "x"], ["--stride", "0"]])
+def test_sides_that_are_no_number_of_pixels_are_wrong_usage(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["classify", "a.png", *flags])
+    assert caught.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", picture, "--server", "127.0.0.1:1", "--model", "fake", "--tile", "16"]) == 1
+    assert capsys.readouterr().err.startswith("attnserve classify: UNAVAILABLE: ")
