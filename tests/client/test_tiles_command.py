@@ -41,7 +41,7 @@ def levels(service: Any) -> None:
 
 @pytest.fixture
 def classify(target: str, levels: None) -> Any:  # noqa: ARG001
-    return lambda *arguments: main(["classify", *arguments, "--server", target, "--tile", "16"])
+    return lambda *arguments: main(["classify", "--tile", "16", "--server", target, *arguments])
 
 
 def test_json_is_one_object_for_each_picture_with_the_pooled_predictions_and_the_grid(
@@ -137,6 +137,22 @@ def test_figures_are_drawn_over_the_picture_made_small(
     red, blue = (shown[..., 0] > 120) & (shown[..., 2] < 60), (shown[..., 2] > 60) & (shown[..., 0] < 20)
     assert red.sum() > 300  # certain of one class, where the other has nothing
     assert blue.sum() > 300
+
+
+def test_a_figure_shows_each_value_where_its_tiles_lie(classify: Any, tmp_path: Path) -> None:
+    """Of 2048 x 2048 pixels, shown at half the size, the lower right quarter is certainly a dog, the rest half."""
+    quarters = np.array([[128, 128], [128, 255]], np.uint8)
+    Image.fromarray(np.kron(quarters, np.ones((1024, 1024), np.uint8))).save(tmp_path / "large.png")
+    flags = ["--tile", "256", "--top-k", "1", "--maps", str(tmp_path / "maps")]
+    assert classify(str(tmp_path / "large.png"), *flags) == 0
+    with Image.open(tmp_path / "maps" / "large.probabilities.png") as figure:
+        shown = np.asarray(figure)[:, 1024 + 200 :].astype(int)  # without the picture itself
+    hot = (shown[..., 0] > shown[..., 1] + 40) & (shown[..., 0] > shown[..., 2] + 40)
+    rows, columns = np.flatnonzero(hot.sum(1) > 200), np.flatnonzero(hot.sum(0) > 400)
+    assert (len(rows), len(columns)) == (pytest.approx(512, abs=64), pytest.approx(512, abs=64))
+    assert hot[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.98
+    green = (shown[..., 1] > shown[..., 0] + 20) & (shown[..., 1] > shown[..., 2] + 20)  # the middle of 0 to 1
+    assert green.sum() > 0.9 * 3 * 512 * 512
 
 
 @pytest.mark.parametrize(
