@@ -14,9 +14,9 @@ Two halves share one contract, the model repository. Reading order:
   (of memory), `server`.
 * What is measured: `datasets` (labelled pictures), `measure` (accuracy), `faithfulness` (of maps, pure), `served` (a
   model behind a client, as functions), `record` (how it was done, for the card).
-* For users: `client`, `tiles` (large pictures), `cli` and `commands`; the maps of an answer as `map_files`, by `evidence` (which and on what
-  scale), `render` (the figure) and `canvas` (pixels or SVG); a folder of them as `report`, by `review` (what
-  counts and comes first).
+* For users: `client`, `tiles` (large pictures), `cli` and `commands`; the maps of an answer as `map_files`, by
+  `evidence` (which and on what scale), `render` (the figure) and `canvas` (pixels or SVG); a folder of them as
+  `report`, by `review` (what counts and comes first).
 * `export`: the only door to torch; its `explain` writes the Grad-CAM graphs beside a model. `v1` and `inference`:
   generated from protos/.
 """

@@ -35,8 +35,8 @@ NOT_FINITE = "not finite"
 """What stands in the place of a map that holds a NaN or an infinity."""
 
 ATTENTION_NOTE = (
-    "Attention (CBAM: spatial gate; BAM: gate averaged over channels; transformer: what the class token takes from each "
-    "patch) is relative salience: each panel's colours span its own values."
+    "Attention (CBAM: spatial gate; BAM: gate averaged over channels; transformer: what the class token takes from "
+    "each patch) is relative salience: each panel's colours span its own values."
 )
 EVIDENCE_NOTE = (
     "Grad-CAM and its kin are evidence for the logit of the class named: all panels of one layer share one scale, "

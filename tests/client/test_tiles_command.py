@@ -160,9 +160,7 @@ def test_a_figure_shows_each_value_where_its_tiles_lie(classify: Any, tmp_path: 
     [
         (["--tile", "16", "--stride", "17"], "--stride: 17 leaves gaps between tiles of 16 pixels; at most 16"),
         (["--stride", "8"], "--stride: needs --tile"),
-        (["--explain"], "--explain: needs --tile"),
-        (["--explain", "--tile", "16"], "--explain: needs --maps"),
-        (["--explain", "--tile", "16", "--maps", "maps"], "--layer: fake can be explained by none, not 'last'"),
+        (["--tile", "16", "--format", "svg"], "--format: maps of pictures in tiles come as png or npy"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(

@@ -79,7 +79,8 @@ def test_every_client_command_works(server, command, tmp_path):
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_every_python_block_runs(server, block, tmp_path):
-    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    for name in ("deploy", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
     code = block.replace("localhost:8001", server.grpc)
     assert code != block
     run = subprocess.run(
