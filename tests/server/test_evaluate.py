@@ -172,7 +172,9 @@ def test_the_table_names_measures_sources_and_differences(polling, photos, capsy
 def test_what_cannot_be_measured_is_refused_before_the_work(polling, repository, photos, capsys, tmp_path):
     there = (photos, "--server", polling.grpc)
     assert "needs --faithfulness" in refused(capsys, *there, "--write-card", repository / "net/1/model.json")
-    assert "unknown bam9; the model has bam1, bam2, bam3" in refused(capsys, *there, "--sites", "bam9")
+    assert "--foreground: needs --faithfulness" in refused(capsys, *there, "--foreground")
+    said = refused(capsys, *there, "--faithfulness", "--sites", "bam9")
+    assert "unknown bam9; the model has bam1, bam2, bam3" in said
     assert "steps must be at least 2" in refused(capsys, *there, "--faithfulness", "--steps", 1)
     card = Card.from_json((repository / "net/1/model.json").read_text())
     other = tmp_path / "model.json"

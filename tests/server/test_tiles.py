@@ -167,8 +167,8 @@ def test_the_command_writes_grad_cam_of_one_class(explaining_server, explaining,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--class", "e"], "--class: net has a, b, c, d; not 'e'"),
-        (["--layer", "layer9"], "--layer: net can be explained by last, layer3, not 'layer9'"),
+        (["--class", "e"], "--class: no 'e'; an index from 0 to 3 or a label: a, b, c, d"),
+        (["--layer", "layer9"], "--layer: net does not explain by 'layer9'; choose last, layer3"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_before_a_tile_is_sent(explaining_server, tmp_path, capsys, flags, message):

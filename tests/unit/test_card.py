@@ -63,7 +63,9 @@ def test_a_label_with_a_control_character_is_refused_and_shown_escaped(label):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("field", ["sites", "evaluation", "architecture", "parity", "precision", "opset", "files"])
+@pytest.mark.parametrize(
+    "field", ["sites", "evaluation", "faithfulness", "architecture", "parity", "precision", "opset", "files"]
+)
 def test_a_card_without_an_optional_field_has_its_default(field):
     plain = Card("net", CARD.preprocessing, CARD.labels)
     assert getattr(Card.from_json(changed(**{field: None})), field) == getattr(plain, field)

@@ -77,20 +77,16 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the card where one is named."""
-    from attnserve.client import Client, ClientError
+    from attnserve.client import Client
     from attnserve.commands.classify import only_model
 
-    if args.write_card and not args.faithfulness:
-        raise ConfigError(
-            "--write-card: needs --faithfulness; accuracy is the card's `evaluation`, by attnserve export"
-        )
-    try:
-        with Client(args.server, timeout_s=args.timeout_s) as client:
-            info = client.model(args.model or only_model(client), args.version)
-            card = _card_of(args.write_card, info) if args.write_card else None
-            result = _measured(args, client, info)
-    except ClientError as error:
-        raise ConfigError(str(error)) from error
+    given = [flag for flag in ("layers", "sites", "foreground", "write_card") if getattr(args, flag)]
+    if given and not args.faithfulness:
+        raise ConfigError(f"--{given[0].replace('_', '-')}: needs --faithfulness")
+    with Client(args.server, timeout_s=args.timeout_s) as client:
+        info = client.model(args.model or only_model(client), args.version)
+        card = _card_of(args.write_card, info) if args.write_card else None
+        result = _measured(args, client, info)
     if args.json:
         print(json.dumps(result))
     else:
