@@ -1,4 +1,7 @@
-"""Writes mosaic.png beside it: eighty of the Fashion-MNIST test set, ten in a row; `classify --tile 28` reads it."""
+"""Writes mosaic.png beside it: eighty of the Fashion-MNIST test set, ten in a row; `classify --tile 28` reads it.
+
+Their source and licence are in tests/data/README.md.
+"""
 
 from __future__ import annotations
 

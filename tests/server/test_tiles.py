@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,22 @@ def test_attention_is_that_of_the_tile_alone_wherever_no_other_reaches(client, m
 def test_only_the_sites_that_were_asked_for_come(client, mosaic):
     result = classify_tiles(client, mosaic[0], model="fashion-mnist-bam", tile=56, attention=True, sites=["bam2"])
     assert [(site, made.values.shape) for site, made in result.attention.items()] == [("bam2", (28, 35))]
+
+
+def test_a_server_that_holds_less_than_is_in_flight_answers_every_tile_in_the_end(start_server, client, mosaic):
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(seconds)
+
+    asked = {"model": MODEL, "tile": SIDE, "stride": 7}
+    with start_server("--max-pending-images", "4") as small, Client(small.grpc) as connected:
+        full = classify_tiles(connected, mosaic[0], **asked, sleep=wait)
+    assert waits
+    assert full.failures == ()
+    expected = classify_tiles(client, mosaic[0], **asked)
+    np.testing.assert_allclose(full.probabilities.values, expected.probabilities.values, rtol=1e-4, atol=1e-5)
 
 
 def test_a_picture_smaller_than_a_tile_is_one_tile(client, mosaic):
