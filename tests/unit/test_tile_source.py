@@ -47,6 +47,7 @@ def test_strips_are_those_of_the_server_s_picture(tmp_path, form, mode):
     (tmp_path / "large").write_bytes(file.getvalue())
     expected = np.asarray(upright_rgb((truth if form == "TIFF" else file).getvalue(), LIMITS))
     np.testing.assert_array_equal(read(tmp_path / "large"), expected)
+    np.testing.assert_array_equal(read(str(tmp_path / "large")), expected)
     np.testing.assert_array_equal(read(file.getvalue()), expected)
 
 

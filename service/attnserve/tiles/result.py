@@ -43,9 +43,9 @@ class TiledResult:
         grid: Where the tiles lie.
         mean, max: (K,) float32, of each class's probability over all tiles that were answered.
         probabilities: (K, rows, columns), a map for each class, in cells of the stride.
-        kinds: Site -> `cbam` or `bam`, of the sites in `attention`.
+        kinds: Site -> `cbam`, `bam`, `self` or `rollout`, of the sites in `attention`.
         attention: Site -> map, in cells of the site's own pixels: CBAM's spatial gate, BAM's gate averaged over
-            channels.
+            channels, a transformer's shares, which add up to 1 in each tile and not in the picture.
         explanations: By layer as asked for, then by class, in cells of the layer's own pixels.
         failures: Tiles that no map and no mean includes; none but where the server failed at them.
     """

@@ -40,9 +40,9 @@ class Source(Protocol):
         ...
 
 
-Large: TypeAlias = bytes | Path | Any
-"""Encoded bytes or a file (JPEG, PNG, WebP, TIFF), or what gives rows of uint8 by slices and has shape and dtype, such
-as a numpy array, a memmap or a zarr array: (H, W), (H, W, 1) or (H, W, 3)."""
+Large: TypeAlias = bytes | str | Path | Any
+"""Encoded bytes or the path of a file (JPEG, PNG, WebP, TIFF), or what gives rows of uint8 by slices and has shape and
+dtype, such as a numpy array, a memmap or a zarr array: (H, W), (H, W, 1) or (H, W, 3)."""
 
 
 @contextlib.contextmanager
@@ -59,12 +59,14 @@ def open_picture(picture: Large) -> Iterator[Source]:
         OSError: The file cannot be read, is none of these formats, is broken or has more than `MOST_PIXELS`.
         ValueError: The array has another dtype or shape.
     """
-    if not isinstance(picture, bytes | Path):
+    if not isinstance(picture, bytes | str | Path):
         yield _Rows(picture)
         return
     with contextlib.ExitStack() as stack:
-        file: BinaryIO = io.BytesIO(picture) if isinstance(picture, bytes) else stack.enter_context(picture.open("rb"))
-        yield _read(file, stack)
+        if isinstance(picture, bytes):
+            yield _read(io.BytesIO(picture), stack)
+        else:
+            yield _read(stack.enter_context(Path(picture).open("rb")), stack)
 
 
 def reduced(source: Source, most: int) -> Image.Image:
