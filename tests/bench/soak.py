@@ -2,7 +2,7 @@
 
     python tests/bench/soak.py [--requests 100000] [--callers 8] [--json FILE]
 
-Pictures as pixels and as files, one or several, with and without attention maps, over single calls and over streams, to
+Pictures as pixels and as files, one or several, with and without maps and explanations, over single calls and over streams, to
 two models; every answer is checked against the first one for the same picture. The resident memory and the open files
 are sampled fifty times; the slope is a least-squares line over the second half, when all caches are full.
 """
@@ -19,14 +19,25 @@ import threading
 import time
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from attnserve.client import Classification, Client
+from attnserve.client import Classification, Client, Explain, MapStyle
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("fashion-mnist-cbam", "fashion-mnist-bam")
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"attention": "summary"},
+    {},
+    {"explain": Explain()},
+    {},
+    {"explain": Explain(layers=["layer3"], top_k=2), "maps": MapStyle("overlay")},
+    {"attention": "full"},
+)
+"""What requests ask for, in turn."""
 SAMPLES = 50
 
 
@@ -76,17 +87,17 @@ class Soak:
         """Ask until none are left."""
         with Client(self.target, timeout_s=60) as client:
             for turn in cycle(range(seed, seed + 120)):
-                model, level = MODELS[turn % 2], ("none", "none", "summary")[turn % 3]
+                model, asked = MODELS[turn % 2], WAYS[turn % len(WAYS)]
                 count = self.take(50 if turn % 5 == 0 else 1)
                 if not count:
                     return
                 if count > 1:
                     chosen = [index % len(self._pictures) for index in range(turn, turn + count)]
                     images = (self._pictures[index] for index in chosen)
-                    outcomes = client.classify_stream(images, model=model, attention=level, timeout_s=120)
+                    outcomes = client.classify_stream(images, model=model, timeout_s=120, **asked)
                 else:
                     chosen = [index % len(self._pictures) for index in range(turn, turn + 1 + turn % 7)]
-                    outcomes = client.classify([self._pictures[i] for i in chosen], model=model, attention=level)
+                    outcomes = client.classify([self._pictures[i] for i in chosen], model=model, **asked)
                 for index, outcome in zip(chosen, outcomes, strict=True):
                     self.check(model, index, outcome)
 
