@@ -2,9 +2,9 @@
 
     python tests/bench/soak.py [--requests 100000] [--callers 8] [--json FILE]
 
-Pictures as pixels and as files, one or several, with and without maps and explanations, over single calls and over streams, to
-two models; every answer is checked against the first one for the same picture. The resident memory and the open files
-are sampled fifty times; the slope is a least-squares line over the second half, when all caches are full.
+Pictures as pixels and as files, one or several, with and without maps and explanations, over single calls and over
+streams, to two models; every answer is checked against the first one for the same picture. The resident memory and the
+open files are sampled fifty times; the slope is a least-squares line over the second half, when all caches are full.
 """
 
 from __future__ import annotations
