@@ -49,6 +49,12 @@ class Distribution(Collector):
                 counts[bisect_left(self._bounds, value)] += 1
             self._sums[labels] += sum(found)
 
+    def forget(self, labels: tuple[str, ...]) -> None:
+        """Drop every series whose labels begin so."""
+        with self._lock:
+            for each in [each for each in self._counts if each[: len(labels)] == labels]:
+                del self._counts[each], self._sums[each]
+
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Its name and type, so that the registry refuses a second one of that name."""
         return [HistogramMetricFamily(self.name, self.documentation, labels=self.labelnames)]

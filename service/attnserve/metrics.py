@@ -7,6 +7,7 @@ they share a model shows in `attnserve_queued_clients` and in the queue stage's 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -37,6 +38,9 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1
 ENTROPIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 """Gates of trained nets are nearly even: the median of the committed models' sites is 0.968 to 0.9995."""
 
+MOST_GONE = 16
+"""Versions that are served no longer whose series are kept, so that the last scrapes see all that they did."""
+
 _MODEL = ("model", "version")
 _OUTCOMES = {"OK": "served", "RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
 
@@ -44,9 +48,15 @@ _OUTCOMES = {"OK": "served", "RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED
 class _Children(dict[tuple[str, ...], Any]):
     """A metric's children by their label values, for the hot path: `labels()` converts and locks each time."""
 
-    def __init__(self, metric: Counter | Histogram) -> None:
+    def __init__(self, metric: Counter | Histogram, at: int = 0) -> None:
         super().__init__()
         self._metric = metric
+        self._at = at  # where model and version stand among the labels
+
+    def forget(self, model: ModelKey) -> None:
+        """Drop the version's children; the next use of one makes a new one."""
+        for labels in [each for each in list(self) if each[self._at : self._at + 2] == model]:
+            self.pop(labels, None)
 
     def __missing__(self, labels: tuple[str, ...]) -> Any:
         child = self[labels] = self._metric.labels(*labels)
@@ -68,11 +78,15 @@ class Metrics:
         self._of_batches_and_queues()
         self._of_answers()
         self._of_models()
+        self._statistics = statistics
         self._triton = TritonMetrics(statistics, self.registry)
-        self._requests, self._images = _Children(self.requests), _Children(self.images)
-        self._duration, self._stage = _Children(self.request_duration), _Children(self.stage_duration)
+        self._requests, self._images = _Children(self.requests, at=1), _Children(self.images)
+        self._duration, self._stage = _Children(self.request_duration, at=1), _Children(self.stage_duration)
         self._batch_size, self._batch_duration = _Children(self.batch_size), _Children(self.batch_duration)
         self._depth, self._levels = _Children(self.queue_depth), _Children(self.level_images)
+        self._lock = threading.Lock()
+        self._loaded: set[ModelKey] = set()
+        self._gone: dict[ModelKey, None] = {}  # those that have series and are not loaded, the longest first
 
     def _of_requests(self) -> None:
         counter = partial(Counter, registry=self.registry)
@@ -185,6 +199,9 @@ class Metrics:
 
     def model_loaded(self, model: Model) -> None:
         """Report a model version from now on."""
+        with self._lock:
+            self._loaded.add(model.key)
+            self._gone.pop(model.key, None)
         card = model.files.card
         self.model_info.labels(*model.key, model.provider, card.precision, card.digest).set(1)
         self.load_duration.labels(*model.key).set(model.load_s)
@@ -203,10 +220,41 @@ class Metrics:
         if not kept:
             self.load_duration.remove(*model.key)
             self.model_memory.remove(*model.key)
+            with self._lock:
+                self._loaded.discard(model.key)
+            self._leave(model.key)
 
     def load_failed(self, model: ModelKey) -> None:
         """Count a version that could not be loaded."""
         self.load_failures.labels(*model).inc()
+        self._leave(model)
+
+    def _leave(self, model: ModelKey) -> None:
+        """Keep the series of a version that is not loaded for a while: a new version a night must not fill memory."""
+        with self._lock:
+            if model in self._loaded:
+                return
+            self._gone.pop(model, None)
+            self._gone[model] = None
+            oldest = next(iter(self._gone)) if len(self._gone) > MOST_GONE else None
+            if oldest is not None:
+                del self._gone[oldest]
+        if oldest is not None:
+            self._forget(oldest)
+
+    def _forget(self, model: ModelKey) -> None:
+        children = (self._requests, self._images, self._duration, self._stage, self._batch_size, self._batch_duration,
+                    self._depth, self._levels)  # fmt: skip
+        for each in children:
+            each.forget(model)
+        labels = {"model": model.name, "version": model.version}
+        for metric in (self.requests, self.images, self.request_duration, self.stage_duration, self.batch_size,
+                       self.batch_duration, self.queue_depth, self.level_images, self.deadline_misses, self.drops,
+                       self.load_failures):  # fmt: skip
+            metric.remove_by_labels(labels)
+        for distribution in (self.confidence, self.entropy):
+            distribution.forget(model)
+        self._statistics.forget(model)
 
     def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:  # noqa: ARG002
         """Note how deep the queue is; scrapes alone would miss every burst between two of them."""

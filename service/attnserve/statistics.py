@@ -48,6 +48,12 @@ class Statistics(QuietListener):
             counted = self._failures[model]
             return {reason: counted[reason] for reason in FAILURE_REASONS}
 
+    def forget(self, model: ModelKey) -> None:
+        """Begin the model version's counts anew."""
+        with self._lock:
+            for counts in (self._totals, self._batches, self._failures):
+                counts.pop(model, None)
+
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""
         with self._lock:

@@ -258,3 +258,65 @@ def test_every_metric_of_ours_has_our_prefix_and_a_help_text(metrics):
     for family in metrics.registry.collect():
         assert family.documentation
         assert family.name.startswith(("attnserve_", "nv_inference_", "process_", "python_"))
+
+
+def version(number: int) -> ModelKey:
+    return ModelKey("net", str(number))
+
+
+@pytest.fixture
+def serve_for_a_while(metrics, new_model, finish, puppet):
+    """Load a version, have it count everything that can be counted, and let it go."""
+    loaded = new_model(puppet)
+
+    def run(key: ModelKey) -> None:
+        model = dataclasses.replace(loaded, files=dataclasses.replace(loaded.files, key=key))
+        metrics.model_loaded(model)
+        metrics.batch_started(key, 1, 2)
+        metrics.batch_finished(key, 1, 0.5)
+        metrics.dropped(key, "expired", 3)
+        metrics.load_failed(key)
+        maps = {"site": np.array([0.5], np.float32)}
+        finish(model=key, seconds=9, infer_s=1.0, call={"confidences": np.array([0.5], np.float32), "entropies": maps})
+        finish(model=key, error=DeadlineExceeded("late"))
+        metrics.model_gone(model, kept=False)
+
+    return run
+
+
+def series_of(metrics: Metrics, key: ModelKey) -> set[str]:
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {s.name for s in samples if (s.labels.get("model"), s.labels.get("version")) == key}
+
+
+def test_of_versions_that_are_gone_the_last_sixteen_are_remembered(metrics, serve_for_a_while, statistics):
+    for number in range(1, 17):
+        serve_for_a_while(version(number))
+    first = series_of(metrics, version(1))
+    assert {"attnserve_requests_total", "attnserve_stage_duration_seconds_bucket", "attnserve_dropped_images_total",
+            "attnserve_attention_entropy_sum", "attnserve_model_load_failures_total"} <= first  # fmt: skip
+    serve_for_a_while(version(17))
+    assert series_of(metrics, version(1)) == set()
+    assert series_of(metrics, version(2)) == first
+    assert statistics.message(version(1)).execution_count == 0
+
+
+def test_a_version_that_comes_back_counts_on_and_is_forgotten_no_sooner(metrics, serve_for_a_while, sample):
+    for number in range(1, 17):
+        serve_for_a_while(version(number))
+    serve_for_a_while(version(1))
+    serve_for_a_while(version(17))
+    assert series_of(metrics, version(2)) == set()
+    assert sample("attnserve_images_total", model="net", version="1") == 2
+
+
+def test_versions_that_never_load_are_forgotten_too_but_not_one_that_serves(metrics, new_model, puppet):
+    served = new_model(puppet)
+    metrics.model_loaded(served)
+    metrics.load_failed(served.key)
+    for number in range(2, 40):
+        metrics.load_failed(version(number))
+    assert "attnserve_model_load_failures_total" in series_of(metrics, served.key)
+    left = [number for number in range(2, 40) if series_of(metrics, version(number))]
+    assert left == list(range(24, 40))
