@@ -74,7 +74,7 @@ def test_every_client_command_works(server, command, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "fashion-mnist" in run.stdout
     if "--maps" in arguments:
-        assert list((tmp_path / "maps").iterdir())
+        assert list((tmp_path / arguments[arguments.index("--maps") + 1]).iterdir())
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
