@@ -12,8 +12,9 @@ Two halves share one contract, the model repository. Reading order:
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
   (of memory), `server`.
-* What is measured: `datasets` (labelled pictures), `measure` (accuracy), `faithfulness` (of maps, pure), `served` (a
-  model behind a client, as functions), `record` (how it was done, for the card).
+* What is measured: `datasets` (labelled pictures, by `class_folders`: what their names mean), `measure` (accuracy),
+  `faithfulness` (of maps, pure), `served` (a model behind a client, as functions), `record` (how it was done, for the
+  card).
 * For users: `client`, `tiles` (large pictures), `cli` and `commands`; the maps of an answer as `map_files`, by
   `evidence` (which and on what scale), `render` (the figure) and `canvas` (pixels or SVG); a folder of them as
   `report`, by `review` (what counts and comes first).

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnserve.card import Preprocessing
+from attnserve.class_folders import RULE, classes_of
 from attnserve.decode import DecodeLimits, picture_from_bytes
 from attnserve.errors import ConfigError, InvalidArgument
 from attnserve.preprocess import view
@@ -122,7 +123,7 @@ def held_out(source: str, data_dir: Path | None, record: dict[str, Any], preproc
     """What a network may be measured on, as the `test` part.
 
     Of the data set it was trained on, by its `record`: the part that was kept back. Of another: Fashion-MNIST's test
-    file, or all pictures of the folder, whose classes must be among the network's `labels`.
+    file, or all pictures of the folder, whose sub-folders must be classes of the network by `class_folders`.
     """
     licence = str(record.get("licence", "unknown"))
     if (source if source == FASHION_MNIST else Path(source).resolve().name) == record.get("dataset"):
@@ -138,9 +139,12 @@ def held_out(source: str, data_dir: Path | None, record: dict[str, Any], preproc
 
 def relabelled(parts: list[Pictures], given: tuple[str, ...], labels: tuple[str, ...]) -> Pictures:
     """The parts as one, their class indices into `given` turned into such into `labels`; raises `ConfigError`."""
-    if strange := [label for label in given if label not in labels]:
-        raise ConfigError(f"classes that the network has not: {', '.join(strange)}; it has {', '.join(labels)}")
-    index = np.array([labels.index(label) for label in given], dtype=np.int64)
+    classes = classes_of(((name,) for name in given), labels)
+    if strange := [name for name in given if (name,) not in classes]:
+        raise ConfigError(
+            f"classes that the network has not: {', '.join(strange)}; it has {', '.join(labels)} ({RULE})"
+        )
+    index = np.array([classes[name,] for name in given], dtype=np.int64)
     images, numbers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     return Pictures(images, index[numbers])
 

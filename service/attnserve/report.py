@@ -89,6 +89,7 @@ def opening(heading: Heading, summary: Summary) -> str:
 <body>
 <h1>{text(title)}</h1>
 <p class="lead">{_counts(summary)}</p>
+{f"<p>{text(summary.strays)}</p>" if summary.stray else ""}
 {_facts(heading)}
 <h2>What the maps mean, and what they do not</h2>
 <ul>{reading}</ul>

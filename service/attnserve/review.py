@@ -1,6 +1,7 @@
 """A folder of pictures and how right a model was about them: what a report counts, and what it shows first.
 
-Owns the walk through the folder, the meaning of its sub-folders and the order of concern; knows no server and no page.
+Owns the walk through the folder and the order of concern; knows no server and no page. What a sub-folder's name means
+is `class_folders`'.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnserve.class_folders import classes_of
 from attnserve.client.messages import Prediction
 from attnserve.errors import ConfigError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MOST_STRAYS = 10  # folders named
 
 
 @dataclass(frozen=True)
@@ -22,28 +25,36 @@ class Item:
 
     Attributes:
         name: Its path within the folder.
-        truth: The label that names the nearest of its sub-folders that is one; None where none is.
+        truth: The label of the class that its sub-folders stand for; None where they stand for none.
     """
 
     path: Path
     name: str
     truth: str | None
 
+    @property
+    def stray(self) -> str:
+        """Its sub-folder, where that is no class; else empty, as for a picture in no sub-folder."""
+        return "" if self.truth is not None else self.name.rpartition("/")[0]
+
 
 def items(folder: Path, labels: Sequence[str]) -> list[Item]:
-    """Every picture below the folder, by its suffix, sorted. Raises `ConfigError` where there is none."""
+    """Every picture below the folder, by its suffix, sorted.
+
+    Raises `ConfigError` where there is none, and where a sub-folder's name may be either of two labels.
+    """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder")
-    known = set(labels)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if not paths:
         raise ConfigError(f"{folder}: holds no {', '.join(SUFFIXES)} files")
-    found = []
-    for path in paths:
-        parents = reversed(path.relative_to(folder).parent.parts)
-        truth = next((parent for parent in parents if parent in known), None)
-        found.append(Item(path, path.relative_to(folder).as_posix(), truth))
-    return found
+    names = [path.relative_to(folder) for path in paths]
+    classes = classes_of((name.parent.parts for name in names), labels)
+    truths = (classes.get(name.parent.parts) for name in names)
+    return [
+        Item(path, name.as_posix(), None if truth is None else labels[truth])
+        for path, name, truth in zip(paths, names, truths, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,18 +94,21 @@ class Summary:
 
     Attributes:
         confusion: (true label, predicted label) -> pictures, of those with both.
+        stray: Sub-folder that is no class -> pictures.
     """
 
     pictures: int
     answered: int
     confusion: Counter[tuple[str, str]]
+    stray: Counter[str]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Summary:
         """Count the rows."""
         answered = [row for row in rows if row.predictions]
         known = ((row.item.truth, row.predictions[0].label) for row in answered)
-        return cls(len(rows), len(answered), Counter((truth, found) for truth, found in known if truth is not None))
+        confusion = Counter((truth, found) for truth, found in known if truth is not None)
+        return cls(len(rows), len(answered), confusion, Counter(row.item.stray for row in rows if row.item.stray))
 
     @property
     def labelled(self) -> int:
@@ -105,6 +119,15 @@ class Summary:
     def right(self) -> int:
         """Of those, the ones that were recognised."""
         return sum(pictures for (truth, found), pictures in self.confusion.items() if truth == found)
+
+    @property
+    def strays(self) -> str:
+        """For people, which pictures the folder gives no class though they lie in a sub-folder; empty for none."""
+        if not self.stray:
+            return ""
+        names, many = sorted(self.stray), self.stray.total()
+        named = ", ".join(names[:MOST_STRAYS]) + (", ..." if len(names) > MOST_STRAYS else "")
+        return f"{many} picture{'s' if many > 1 else ''} in folders that are no class: {named}"
 
     def mistakes(self) -> list[tuple[str, str, int]]:
         """True label, predicted label and pictures of every confusion, the most frequent first."""

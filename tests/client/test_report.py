@@ -130,7 +130,9 @@ def test_counts_and_confusions_are_those_of_the_folder(target: str, capsys: pyte
     assert "cat taken for dog: 1" in page.within("li")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "fake version 3: 4 of 5 pictures answered; 2 of 3 right"
-    assert printed[1].startswith("4 shown in report.html (")
+    assert printed[1] == "1 picture in folders that are no class: elsewhere"
+    assert printed[1] in page.within("p")
+    assert printed[2].startswith("4 shown in report.html (")
     assert not Path("report.html.part").exists()
 
 
@@ -208,6 +210,14 @@ def test_what_cannot_be_done_is_refused_before_a_picture_is_sent(
     assert main(["explain-report", "photos", "--server", target, *flags]) == 1
     assert message in capsys.readouterr().err
     assert service.requests == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_label_with_a_slash_is_a_folders_name_too(target: str, service: Any, folder: Path) -> None:
+    service.labels[0] = "cat/kitten"
+    (folder / "cat").rename(folder / "cat_kitten")
+    page = report(target)
+    assert "cat/kitten taken for dog: 1" in page.within("li")
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

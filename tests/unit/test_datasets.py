@@ -12,6 +12,7 @@ from PIL import Image
 
 from attnserve import datasets
 from attnserve.card import Preprocessing
+from attnserve.class_folders import classes_of
 from attnserve.datasets import Pictures, SplitRule
 from attnserve.errors import ConfigError
 
@@ -131,3 +132,26 @@ def test_the_real_fashion_mnist_has_seventy_thousand_pictures() -> None:
     dataset = datasets.load_fashion_mnist(datasets.FASHION_MNIST_DIR, VIEW)
     assert (len(dataset.train), len(dataset.test)) == (60_000, 10_000)
     assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+
+
+def test_a_folder_is_a_class_by_label_by_label_without_slashes_or_where_none_is_by_index() -> None:
+    clothes = ("T-shirt/top", "Trouser", "a\0b")
+    found = classes_of([("T-shirt_top",), ("Trouser", "1"), ("a_b",), ("2",), ("junk",), ()], clothes)
+    assert found == {("T-shirt_top",): 0, ("Trouser", "1"): 1, ("a_b",): 2}  # 2: the others are named as labels
+    assert classes_of([("2", "1"), ("0",), ("00",), ("3",), ("junk", "1")], clothes) == {("2", "1"): 2, ("0",): 0}
+    assert classes_of([("0",), ("1",)], ("1", "0")) == {("0",): 1, ("1",): 0}
+    assert classes_of([("cat", "dog")], ("cat", "dog")) == {("cat", "dog"): 1}
+    with pytest.raises(ConfigError, match="folder 'a_b': may be the class 'a/b' or 'a_b'"):
+        classes_of([("a_b",)], ("a/b", "a_b"))
+    assert classes_of([("a/b",), ("c",)], ("a/b", "c")) == {("a/b",): 0, ("c",): 1}  # Fashion-MNIST's own files
+
+
+def test_pictures_of_another_folder_get_the_networks_class_indices(tmp_path: Path) -> None:
+    for name in ("T-shirt_top", "Bag"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (28, 28)).save(tmp_path / "photos" / name / f"{number}.png")
+    found = datasets.held_out(str(tmp_path / "photos"), None, {}, VIEW, ("T-shirt/top", "Shirt", "Bag"))
+    assert sorted(found.test.labels.tolist()) == [0, 0, 0, 2, 2, 2]
+    with pytest.raises(ConfigError, match=r"has not: T-shirt_top; it has Shirt, Bag \(a folder is named as a label"):
+        datasets.held_out(str(tmp_path / "photos"), None, {}, VIEW, ("Shirt", "Bag"))

@@ -28,7 +28,8 @@ DEFAULT_LIMIT = 100  # pictures in detail: some 10 MB of page, which a browser a
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the flags; imports nothing heavy."""
     parser.add_argument("folder", type=Path, metavar="DIR",
-                        help="of JPEG, PNG and WebP files; a sub-folder named as a label says their class")  # fmt: skip
+                        help="of JPEG, PNG and WebP files; a sub-folder named as a label (with _ for /) says their"
+                        " class")  # fmt: skip
     parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--model", metavar="MODEL", help="default: the only model on the server")
     parser.add_argument("--version", default="", metavar="V", help="default: the newest that is ready")
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; 1 if no picture was answered."""
+    from attnserve.canvas import printable
     from attnserve.client import Client
     from attnserve.report import Heading, closing, opening
     from attnserve.review import Summary, by_concern, items
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         os.replace(part, args.output)
     known = f"; {summary.right} of {summary.labelled} right" if summary.labelled else ""
     print(f"{info.name} version {info.version}: {summary.answered} of {summary.pictures} pictures answered{known}")
+    if summary.stray:
+        print(printable(summary.strays))
     print(f"{len(chosen)} shown in {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
     return 0 if summary.answered else 1
 
