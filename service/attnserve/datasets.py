@@ -35,10 +35,15 @@ LIMITS = DecodeLimits(max_bytes=2**26, max_pixels=2**26)  # one's own photos: wh
 
 @dataclass(frozen=True)
 class Pictures:
-    """One part of a data set."""
+    """One part of a data set.
+
+    Attributes:
+        broken: The files of this part that could not be read, each with why; they are not among the images.
+    """
 
     images: NDArray[np.uint8]  # (N, H, W, 3)
     labels: NDArray[np.int64]  # (N,)
+    broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,16 +124,20 @@ class Dataset:
 
 
 def held_out(source: str, data_dir: Path | None, record: dict[str, Any], preprocessing: Preprocessing,
-             labels: tuple[str, ...]) -> Dataset:  # fmt: skip
+             labels: tuple[str, ...], *, leave_out_broken: bool = False) -> Dataset:  # fmt: skip
     """What a network may be measured on, as the `test` part.
 
     Of the data set it was trained on, by its `record`: the part that was kept back. Of another: Fashion-MNIST's test
     file, or all pictures of the folder, whose sub-folders must be classes of the network by `class_folders`.
+
+    Args:
+        leave_out_broken: Go on without files that cannot be read, which are then `test.broken`, instead of refusing.
     """
     licence = str(record.get("licence", "unknown"))
     if (source if source == FASHION_MNIST else Path(source).resolve().name) == record.get("dataset"):
-        return load(source, data_dir, licence, preprocessing, recorded_rule(record.get("split", {})))
-    dataset = load(source, data_dir, licence, preprocessing, None)
+        rule = recorded_rule(record.get("split", {}))
+        return load(source, data_dir, licence, preprocessing, rule, leave_out_broken=leave_out_broken)
+    dataset = load(source, data_dir, licence, preprocessing, None, leave_out_broken=leave_out_broken)
     if source == FASHION_MNIST:
         pictures, name = relabelled([dataset.test], dataset.labels, labels), "test"
     else:
@@ -146,7 +155,7 @@ def relabelled(parts: list[Pictures], given: tuple[str, ...], labels: tuple[str,
         )
     index = np.array([classes[name,] for name in given], dtype=np.int64)
     images, numbers = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return Pictures(images, index[numbers])
+    return Pictures(images, index[numbers], tuple(line for part in parts for line in part.broken))
 
 
 def number_of(name: str) -> int:
@@ -158,13 +167,19 @@ def number_of(name: str) -> int:
 
 
 def load(
-    dataset: str, data_dir: Path | None, licence: str, preprocessing: Preprocessing, rule: SplitRule | None
+    dataset: str,
+    data_dir: Path | None,
+    licence: str,
+    preprocessing: Preprocessing,
+    rule: SplitRule | None,
+    *,
+    leave_out_broken: bool = False,
 ) -> Dataset:
     """`fashion-mnist` from `data_dir`, or the folder of that name, cut by `rule`."""
     rule = rule or SplitRule()
     if dataset == FASHION_MNIST:
         return load_fashion_mnist(data_dir or FASHION_MNIST_DIR, preprocessing, rule.validation)
-    return load_folder(Path(dataset), licence, preprocessing, rule)
+    return load_folder(Path(dataset), licence, preprocessing, rule, leave_out_broken=leave_out_broken)
 
 
 def recorded_rule(split: dict[str, Any]) -> SplitRule:
@@ -209,31 +224,50 @@ def _idx(folder: Path, name: str) -> bytes:
     )
 
 
-def load_folder(folder: Path, licence: str, preprocessing: Preprocessing, rule: SplitRule) -> Dataset:
-    """Pictures in one sub-folder per class; the class's label is the sub-folder's name."""
+def load_folder(
+    folder: Path, licence: str, preprocessing: Preprocessing, rule: SplitRule, *, leave_out_broken: bool = False
+) -> Dataset:
+    """Pictures in one sub-folder per class; the class's label is the sub-folder's name.
+
+    A broken file has its place in the split, so that the others are in the parts where they always are.
+    """
     classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if len(classes) < 2:
         raise ConfigError(f"{folder}: expected a folder with a sub-folder of pictures for each of two or more classes")
     paths = [path for sub in classes for path in sorted(sub.iterdir()) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ConfigError(f"{folder}: its sub-folders hold no {', '.join(SUFFIXES)} files")
-    index = {sub.name: i for i, sub in enumerate(classes)}
-    images = np.stack([picture(path, preprocessing) for path in paths])
-    labels = np.array([index[path.parent.name] for path in paths], dtype=np.int64)
-    parts = {
-        part: Pictures(images[chosen], labels[chosen])
-        for part, chosen in rule.parts([path.name for path in paths]).items()
-    }
-    left_out = len(paths) - sum(map(len, parts.values()))
-    for part, size in ((part, len(parts[part])) for part in ("train", "test")):
-        if not size:
+    labels = tuple(sub.name for sub in classes)
+    chosen = rule.parts([path.name for path in paths])
+    left_out = len(paths) - sum(map(len, chosen.values()))
+    for part in ("train", "test"):
+        if not chosen[part]:
             raise ConfigError(
                 f"{folder}: the split leaves no picture to {part} on: {len(paths)} in all, {left_out} of"
                 " them left out beside the cuts (--guard, --test-fraction)"
             )
+    train, validation, test = (
+        _read([paths[i] for i in chosen[part]], labels, preprocessing, leave_out_broken)
+        for part in ("train", "validation", "test")
+    )
     split = {name: getattr(rule, name) for name in ("kind", "test", "validation", *_details(rule))}
-    train, validation, test = (parts[part] for part in ("train", "validation", "test"))
-    return Dataset(folder.resolve().name, licence, tuple(index), train, validation, test, split, left_out)
+    return Dataset(folder.resolve().name, licence, labels, train, validation, test, split, left_out)
+
+
+def _read(paths: list[Path], labels: tuple[str, ...], preprocessing: Preprocessing, leave_out_broken: bool) -> Pictures:
+    """The views of the files, whose folders are named as the labels."""
+    images, classes, broken = [], [], []
+    for path in paths:
+        try:
+            images.append(picture(path, preprocessing))
+        except ConfigError as error:
+            if not leave_out_broken:
+                raise
+            broken.append(str(error))
+        else:
+            classes.append(labels.index(path.parent.name))
+    none = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
+    return Pictures(np.stack(images) if images else none, np.array(classes, dtype=np.int64), tuple(broken))
 
 
 def _details(rule: SplitRule) -> tuple[str, ...]:

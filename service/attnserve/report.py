@@ -116,8 +116,8 @@ def closing(errors: Sequence[Row]) -> str:
 
 def _counts(summary: Summary) -> str:
     line = f"{summary.answered} of {summary.pictures} pictures answered"
-    if failed := summary.pictures - summary.answered:
-        line += f' (<a href="#errors">{failed} without an answer</a>)'
+    if summary.failed:
+        line += f' (<a href="#errors">{summary.failed} without an answer</a>)'
     if summary.labelled:
         share = percent(summary.right / summary.labelled)
         line += f"; {summary.right} of the {summary.labelled} with a known class right ({share})"

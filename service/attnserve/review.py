@@ -111,6 +111,11 @@ class Summary:
         return cls(len(rows), len(answered), confusion, Counter(row.item.stray for row in rows if row.item.stray))
 
     @property
+    def failed(self) -> int:
+        """Pictures without an answer."""
+        return self.pictures - self.answered
+
+    @property
     def labelled(self) -> int:
         """Pictures with an answer whose true class is known."""
         return self.confusion.total()

@@ -129,7 +129,7 @@ def test_counts_and_confusions_are_those_of_the_folder(target: str, capsys: pyte
     assert cells[4:] == ["dog/broken.jpg", "INVALID_ARGUMENT: images[0]: not a picture"]
     assert "cat taken for dog: 1" in page.within("li")
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "fake version 3: 4 of 5 pictures answered; 2 of 3 right"
+    assert printed[0] == "fake version 3: 4 of 5 pictures answered (1 failed: see the end of the page); 2 of 3 right"
     assert printed[1] == "1 picture in folders that are no class: elsewhere"
     assert printed[1] in page.within("p")
     assert printed[2].startswith("4 shown in report.html (")

@@ -189,6 +189,22 @@ def test_what_cannot_be_measured_is_refused_before_the_work(polling, repository,
     assert "6 of 6 pictures do not show one thing before a plain wall (the border is not plain" in said
 
 
+def test_files_that_cannot_be_read_are_named_counted_and_left_out(polling, photos, capsys, tmp_path):
+    some = tmp_path / "some"
+    shutil.copytree(photos, some)
+    for number in range(12):
+        (some / f"b/broken{number}.png").write_bytes(b"no picture")
+    assert main(["evaluate", str(some), "--server", polling.grpc]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].startswith("6 pictures: accuracy ")
+    assert out.splitlines()[2] == "12 left out, for they cannot be read"
+    assert err.count("b/broken") == 10
+    assert err.splitlines()[-1] == "attnserve evaluate: and 2 more files"
+    for path in some.rglob("?.png"):
+        path.unlink()
+    assert "some: none of its 12 pictures (all pictures) can be read" in refused(capsys, some, "--server", polling.grpc)
+
+
 @pytest.fixture(scope="module")
 def clothes(test_set, tmp_path_factory) -> tuple[Path, np.ndarray]:
     """Forty test pictures of four classes as a labelled folder, and the same in the order of the folder."""

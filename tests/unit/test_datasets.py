@@ -112,11 +112,32 @@ def test_a_folder_gives_its_sub_folders_names_as_labels(tmp_path: Path) -> None:
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
-        (tmp_path / label / "broken.jpg").write_bytes(b"not a jpeg")
-    with pytest.raises(ConfigError, match=r"a/broken\.jpg"):
+        for name in ("broken.jpg", "c.jpg", "d.jpg"):
+            (tmp_path / label / name).write_bytes(b"not a jpeg")
+    with pytest.raises(ConfigError, match=r"/[ab]/\w+\.jpg: "):
         datasets.load_folder(tmp_path, "", VIEW, SplitRule())
     with pytest.raises(ConfigError, match="sub-folder"):
         datasets.load_folder(tmp_path / "a", "", VIEW, SplitRule())
+
+
+def test_broken_pictures_are_left_out_of_their_part_on_request_and_the_others_stay_in_theirs(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (28, 28), (10 * number, 0, 0)).save(folder / label / f"{number}.png")
+    record = {"dataset": "photos", "split": {"kind": "random", "test": 0.3}}
+    whole = datasets.held_out(str(folder), None, record, VIEW, ("a", "b")).test
+    (folder / "a/1.png").write_bytes(b"no picture")
+    left = datasets.held_out(str(folder), None, record, VIEW, ("a", "b"), leave_out_broken=True).test
+    all_left = datasets.held_out(str(folder), None, {}, VIEW, ("a", "b"), leave_out_broken=True).test
+    assert (len(all_left), len(all_left.broken)) == (19, 1)
+    assert all_left.broken[0].startswith(f"{folder}/a/1.png: ")
+    stayed = ~((whole.images[:, 0, 0, 0] == 10) & (whole.labels == 0))
+    assert (left.images == whole.images[stayed]).all()
+    assert len(left.broken) == len(whole) - len(left)
+    with pytest.raises(ConfigError, match=r"a/1\.png"):
+        datasets.held_out(str(folder), None, {}, VIEW, ("a", "b"))
 
 
 def test_colour_statistics_are_numpys() -> None:

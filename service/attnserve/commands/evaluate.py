@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PICTURES_AT_ONCE = 2  # one is perturbed while the server answers for the other
 MOST_REFUSED = 0.2  # of the pictures; with more, the data set is not one of things before a plain wall
 PROGRESS_S = 5.0
+MOST_BROKEN = 10  # files named
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write the card where one is named."""
+    """Measure, print, and write the card where one is named; 1 if a file could not be read."""
     from attnserve.client import Client
     from attnserve.commands.classify import only_model
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if card:
         _write_card(args.write_card, card, _entry(args, result))
         print(f"{args.write_card}: figures written", file=sys.stderr)
-    return 0
+    return 1 if result["broken"] else 0
 
 
 def _measured(args: argparse.Namespace, client: Client, info: ModelInfo) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def _measured(args: argparse.Namespace, client: Client, info: ModelInfo) -> dict
 
     served = _served(args, client, info)
     dataset = _dataset(args, info)
+    _say_broken(dataset)
     chosen = spaced(len(dataset.test), args.limit or len(dataset.test))
     pictures = Pictures(dataset.test.images[chosen], dataset.test.labels[chosen])
     things: Things = _things(pictures) if args.foreground else [None] * len(pictures)
@@ -115,6 +117,7 @@ def _measured(args: argparse.Namespace, client: Client, info: ModelInfo) -> dict
         "dataset": dataset.name,
         "split": dataset.test_name,
         "images": len(pictures),
+        "broken": len(dataset.test.broken),
         "accuracy": round(float((shares.argmax(1) == pictures.labels).mean()), 5),
         "ece": round(expected_calibration_error(shares, pictures.labels), 5),
     }
@@ -146,7 +149,19 @@ def _dataset(args: argparse.Namespace, info: ModelInfo) -> Dataset:
     from attnserve.datasets import held_out
 
     preprocessing = Preprocessing(**info.card["preprocessing"])
-    return held_out(args.dataset, args.data_dir, info.card.get("training", {}), preprocessing, info.labels)
+    record = info.card.get("training", {})
+    return held_out(args.dataset, args.data_dir, record, preprocessing, info.labels, leave_out_broken=True)
+
+
+def _say_broken(dataset: Dataset) -> None:
+    """Names files that could not be read; raises `ConfigError` where no other is there."""
+    broken = dataset.test.broken
+    for line in broken[:MOST_BROKEN]:
+        print(f"attnserve evaluate: {line}", file=sys.stderr)
+    if len(broken) > MOST_BROKEN:
+        print(f"attnserve evaluate: and {len(broken) - MOST_BROKEN} more files", file=sys.stderr)
+    if not len(dataset.test):
+        raise ConfigError(f"{dataset.name}: none of its {len(broken)} pictures ({dataset.test_name}) can be read")
 
 
 def _protocol(args: argparse.Namespace, info: ModelInfo) -> Protocol:
@@ -220,6 +235,8 @@ def _print(result: dict[str, Any]) -> None:
 
     print(f"{result['model']} version {result['version']} on {result['dataset']}, {result['split']}")
     print(f"{result['images']} pictures: accuracy {result['accuracy']:.4f}, calibration error {result['ece']:.4f}")
+    if result["broken"]:
+        print(f"{result['broken']} left out, for they cannot be read")
     if "faithfulness" not in result:
         return
     found = result["faithfulness"]

@@ -69,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
             page.writelines(_explained(client, info, chosen, layers))
             page.write(closing([row for row in rows if row.error]))
         os.replace(part, args.output)
+    failed = f" ({summary.failed} failed: see the end of the page)" if summary.failed else ""
     known = f"; {summary.right} of {summary.labelled} right" if summary.labelled else ""
-    print(f"{info.name} version {info.version}: {summary.answered} of {summary.pictures} pictures answered{known}")
+    print(
+        f"{info.name} version {info.version}: {summary.answered} of {summary.pictures} pictures answered{failed}{known}"
+    )
     if summary.stray:
         print(printable(summary.strays))
     print(f"{len(chosen)} shown in {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
