@@ -82,11 +82,14 @@ class ServedModel:
         return row
 
 
-def gradcam_layers(info: ModelInfo, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the layers wanted (None: all there are), those that give Grad-CAM, and those that the model does not have."""
+def gradcam_layers(info: ModelInfo, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The layers wanted; with None all that give Grad-CAM. Raises `ConfigError` where one does not."""
     there = [each.layer for each in info.explain_layers if GRADCAM in each.methods]
-    names = tuple(there) if wanted is None else tuple(wanted)
-    return tuple(name for name in names if name in there), tuple(name for name in names if name not in there)
+    if wanted is None:
+        return tuple(there)
+    if strange := [name for name in wanted if name not in there]:
+        raise ConfigError(f"--layer: unknown {', '.join(strange)}; the model has {', '.join(there) or 'none'}")
+    return tuple(wanted)
 
 
 def spatial_sites(info: ModelInfo, wanted: Sequence[str] | None) -> tuple[str, ...]:

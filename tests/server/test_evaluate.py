@@ -113,7 +113,7 @@ def test_every_source_is_measured_and_the_same_again_by_the_seed(polling, photos
 def test_the_figures_are_those_of_the_maps_that_the_server_gives(polling, photos, evaluated):
     """Asked for by hand, for one picture, as the command asks."""
     found, _ = evaluated(
-        photos, "--server", polling.grpc, "--faithfulness", "--limit", 1, "--layers", "layer3", "--sites", "bam2"
+        photos, "--server", polling.grpc, "--faithfulness", "--limit", 1, "--layer", "layer3", "--sites", "bam2"
     )
     pixels = np.asarray(Image.open(photos / "a/0.png"))
     with Client(polling.grpc, timeout_s=60) as client:
@@ -140,14 +140,14 @@ def test_the_figures_are_those_of_the_maps_that_the_server_gives(polling, photos
 def test_the_card_gets_the_figures_and_a_polling_server_serves_it(polling, repository, photos, evaluated):
     path = repository / "net/1/model.json"
     before = Card.from_json(path.read_text())
-    asked = ("--server", polling.grpc, "--model", "net", "--faithfulness", "--steps", 2, "--layers", "last")
+    asked = ("--server", polling.grpc, "--model", "net", "--faithfulness", "--steps", 2, "--layer", "last")
     found, _ = evaluated(photos, *asked, "--limit", 2, "--write-card", path)
     card = Card.from_json(path.read_text())
     (entry,) = card.faithfulness
     assert dataclasses.replace(card, faithfulness=()) == before
     assert card.digest != before.digest == found["card_digest"]
     assert {name: entry[name] for name in found["faithfulness"]} == found["faithfulness"]
-    command = "attnserve evaluate blocks --model net --limit 2 --faithfulness --layers last --steps 2"
+    command = "attnserve evaluate blocks --model net --limit 2 --faithfulness --layer last --steps 2"
     assert (entry["dataset"], entry["split"], entry["command"]) == ("blocks", "all pictures", command)
     assert [each.name for each in path.parent.iterdir() if each.name.startswith(".")] == []
     with Client(polling.grpc) as client:
@@ -175,6 +175,8 @@ def test_what_cannot_be_measured_is_refused_before_the_work(polling, repository,
     assert "--foreground: needs --faithfulness" in refused(capsys, *there, "--foreground")
     said = refused(capsys, *there, "--faithfulness", "--sites", "bam9")
     assert "unknown bam9; the model has bam1, bam2, bam3" in said
+    said = refused(capsys, *there, "--faithfulness", "--layer", "layer9,last")
+    assert "--layer: unknown layer9; the model has last, layer3" in said
     assert "steps must be at least 2" in refused(capsys, *there, "--faithfulness", "--steps", 1)
     card = Card.from_json((repository / "net/1/model.json").read_text())
     other = tmp_path / "model.json"
@@ -236,11 +238,13 @@ def test_accuracy_and_calibration_are_those_of_the_answers(server, client, cloth
     assert "faithfulness" not in found
 
 
-def test_the_attention_of_the_committed_models_is_measured_with_or_without_grad_cam(server, client, clothes, evaluated):
+def test_the_committed_models_are_measured_by_their_last_layer_and_the_last_site_of_each_stage(
+    server, client, clothes, evaluated
+):
     folder, _, _ = clothes
     asked = ("--server", server.grpc, "--model", "fashion-mnist-cbam", "--faithfulness", "--limit", 2, "--steps", 2)
-    found, said = evaluated(folder, *asked, "--layers", "layer9")
-    assert "no Grad-CAM of layer9: fashion-mnist-cbam explains by " in said
+    found, _ = evaluated(folder, *asked, "--layer", " last,last")
     sites = [site.name for site in client.model("fashion-mnist-cbam").sites]
     lasts = [f"attention/{name}" for name in sites if name.endswith(".1.cbam")]
-    assert [name for name in found["faithfulness"]["sources"] if "/" in name and "random" not in name] == lasts
+    sources = [name for name in found["faithfulness"]["sources"] if "/" in name and "random" not in name]
+    assert sources == ["gradcam/last", *lasts]

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from attnserve.cli import COMMANDS, build_parser, main
+from attnserve.commands.evaluate import time_left
 from attnserve.errors import ConfigError, Unavailable
 
 
@@ -118,3 +119,19 @@ def test_a_command_whose_extra_is_missing_names_the_package(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "checkpoint.pt"), "--model-repository", str(tmp_path), "--name", "net"]
     assert main(arguments) == 1
     assert "needs the package 'torch'" in capsys.readouterr().err
+
+
+def test_the_time_left_is_in_seconds_until_minutes_say_something():
+    assert [time_left(seconds) for seconds in (0.4, 28.6, 119, 120, 5400)] == [
+        "0 s",
+        "29 s",
+        "119 s",
+        "2 min",
+        "90 min",
+    ]
+
+
+def test_a_layer_list_without_a_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["evaluate", "photos", "--layer", " ,"])
+    assert "--layer: must be names with commas between them" in capsys.readouterr().err

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PICTURES_AT_ONCE = 2  # one is perturbed while the server answers for the other
 MOST_REFUSED = 0.2  # of the pictures; with more, the data set is not one of things before a plain wall
 PROGRESS_S = 5.0
+LONGEST_IN_SECONDS = 120  # told to a person; longer times in minutes
 MOST_BROKEN = 10  # files named
 
 
@@ -55,9 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("faithfulness of the maps")
     group.add_argument("--faithfulness", action="store_true", help="measure the maps too")
-    group.add_argument("--layers", type=_names, metavar="NAMES", help="Grad-CAM's, with commas (default: the model's)")
-    group.add_argument("--sites", type=_names, metavar="NAMES",
-                       help="attention modules, with commas (default: the last of each stage)")  # fmt: skip
+    group.add_argument("--layer", type=_names, metavar="L[,L2]", help="Grad-CAM's (default: all that the model has)")
+    group.add_argument("--sites", type=_names, metavar="S[,S2]",
+                       help="attention modules (default: the last of each stage)")  # fmt: skip
     group.add_argument("--foreground", action="store_true",
                        help="of pictures of one thing before a plain wall: how much of a map lies on it")  # fmt: skip
     group.add_argument("--steps", type=_positive, default=20, metavar="N",
@@ -73,7 +74,10 @@ def _positive(text: str) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    names = tuple(dict.fromkeys(filter(None, (each.strip() for each in text.split(",")))))
+    if not names:
+        raise argparse.ArgumentTypeError(f"must be names with commas between them, got {text!r}")
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from attnserve.client import Client
     from attnserve.commands.classify import only_model
 
-    given = [flag for flag in ("layers", "sites", "foreground", "write_card") if getattr(args, flag)]
+    given = [flag for flag in ("layer", "sites", "foreground", "write_card") if getattr(args, flag)]
     if given and not args.faithfulness:
         raise ConfigError(f"--{given[0].replace('_', '-')}: needs --faithfulness")
     with Client(args.server, timeout_s=args.timeout_s) as client:
@@ -129,18 +133,15 @@ def _measured(args: argparse.Namespace, client: Client, info: ModelInfo) -> dict
 
 
 def _served(args: argparse.Namespace, client: Client, info: ModelInfo) -> ServedModel:
-    """The model with the sources that are to be measured; says which of them it does not have."""
+    """The model with the sources that are to be measured; says where none of them is Grad-CAM."""
     from attnserve.served import ServedModel, gradcam_layers, spatial_sites
 
-    layers, missing = gradcam_layers(info, args.layers)
-    sites = spatial_sites(info, args.sites)
+    layers, sites = gradcam_layers(info, args.layer), spatial_sites(info, args.sites)
     if args.faithfulness:
-        there = ", ".join(each.layer for each in info.explain_layers) or "none"
-        if missing or not layers:
-            left_out = " of " + ", ".join(missing) if missing else ""
-            print(f"no Grad-CAM{left_out}: {info.name} explains by {there}", file=sys.stderr)
         if not (layers or sites):
             raise ConfigError(f"--faithfulness: {info.name} gives no map to measure")
+        if not layers:
+            print(f"no Grad-CAM: {info.name} explains by no layer", file=sys.stderr)
     return ServedModel(client, info, layers, sites, args.timeout_s)
 
 
@@ -218,6 +219,11 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
         workers.shutdown(cancel_futures=True)
 
 
+def time_left(seconds: float) -> str:
+    """For people: whole seconds up to two minutes, then whole minutes."""
+    return f"{seconds:.0f} s" if seconds < LONGEST_IN_SECONDS else f"{seconds / 60:.0f} min"
+
+
 def _with_progress(studies: Iterator[Study], total: int) -> Iterator[Study]:
     """The studies as they come, with a line on stderr now and then."""
     began = said = time.monotonic()
@@ -226,7 +232,7 @@ def _with_progress(studies: Iterator[Study], total: int) -> Iterator[Study]:
         now = time.monotonic()
         if done == total or now - said >= PROGRESS_S:
             said, each_s = now, (now - began) / done
-            left = f", {each_s * (total - done) / 60:.0f} min left" if done < total else ""
+            left = f", {time_left(each_s * (total - done))} left" if done < total else ""
             print(f"{done} of {total} pictures, {each_s:.2f} s each{left}", file=sys.stderr, flush=True)
 
 
