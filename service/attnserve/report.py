@@ -16,7 +16,7 @@ from PIL import Image
 
 from attnserve.canvas import data_uri, printable
 from attnserve.client.messages import Classification, ModelInfo
-from attnserve.evidence import attention_panels, explanation_panels, percent
+from attnserve.evidence import METHODS, attention_panels, explanation_panels, percent
 from attnserve.heat import JET
 from attnserve.render import Panel, at_panel_size, covers, shrunk
 from attnserve.review import Row, Summary
@@ -28,6 +28,7 @@ LARGEST_MATRIX = 20
 """Classes up to which confusions are a matrix: with more, only the pairs that occur are listed."""
 
 MOST_MISTAKES = 30  # pairs listed
+AGAINST = "counterfactual"  # the method whose maps speak against a class
 
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -37,10 +38,10 @@ READING = (
     " over channels), at the last site of each stage. It is relative salience: later layers rescale what a gate lets"
     " through, so it says where the network looked, not how much that spoke for a class. Each panel's colours span its"
     " own values, which stand below it.",
-    "<b>Grad-CAM</b> is evidence for the logit of the class that is named, not for its probability, which depends on"
+    "<b>{title}</b> is evidence {way} the logit of the class that is named, not for its probability, which depends on"
     " all classes. For one picture the panels of one layer share a scale, from 0 to the greatest value among them;"
     " values of different layers or pictures cannot be compared. A map that is 0 everywhere is not drawn: nothing spoke"
-    " for that class there.",
+    " {way} that class there.",
     "Maps are as coarse as their feature maps (rows x columns) and are smoothed for the eye. A plausible map does not"
     " make an answer right, nor does a strange one make it wrong.",
     "The outlined box, where there is one, is the part of the photo that the model saw; nothing outside was looked at.",
@@ -55,6 +56,7 @@ class Heading:
         folder: Name of the folder.
         date: When the page was made.
         layers: That explain.
+        method: By which they do.
         shown: Pictures shown in detail.
     """
 
@@ -62,6 +64,7 @@ class Heading:
     folder: str
     date: str
     layers: Sequence[str]
+    method: str
     shown: int
 
 
@@ -74,7 +77,8 @@ def opening(heading: Heading, summary: Summary) -> str:
     """The page up to its first picture."""
     info = heading.info
     title = f"What {info.name} looked at in {heading.folder}"
-    reading = "".join(f"<li>{line}</li>" for line in READING)
+    words = {"title": text(_method(heading.method)), "way": "against" if heading.method == AGAINST else "for"}
+    reading = "".join(f"<li>{line.format(**words)}</li>" for line in READING)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -119,7 +123,7 @@ def _counts(summary: Summary) -> str:
     if summary.failed:
         line += f' (<a href="#errors">{summary.failed} without an answer</a>)'
     if summary.labelled:
-        share = percent(summary.right / summary.labelled)
+        share = text(percent(summary.right / summary.labelled))
         line += f"; {summary.right} of the {summary.labelled} with a known class right ({share})"
     return line + "."
 
@@ -131,10 +135,18 @@ def _facts(heading: Heading) -> str:
         "card": f"<code>{text(info.card_digest)}</code>",
         "preprocessing": text(_preprocessing(info)),
         "accuracy by the card": text(_accuracy(info.card)),
-        "explained by": text(", ".join("the last layer" if each == "last" else each for each in heading.layers)),
+        "explained by": text(f"{_layers(heading.layers)}; {_method(heading.method)}"),
         "made": text(heading.date),
     }
     return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>\n" for name, value in facts.items()) + "</dl>"
+
+
+def _layers(layers: Sequence[str]) -> str:
+    return ", ".join("the last layer" if each == "last" else each for each in layers)
+
+
+def _method(method: str) -> str:
+    return "The counterfactual" if method == AGAINST else METHODS.get(method, method)
 
 
 def _preprocessing(info: ModelInfo) -> str:
@@ -222,7 +234,7 @@ def picture(row: Row, answer: Classification | None, photo: Image.Image | None, 
 
 def _verdict(row: Row) -> str:
     best = row.predictions[0]
-    said = f"{text(best.label)} ({percent(best.probability)})"
+    said = f"{text(best.label)} ({text(percent(best.probability))})"
     if row.right is None:
         return f"<b>{said}</b>"
     return f"<b>right</b>: {said}" if row.right else f"<b>wrong</b>: taken for {said}, is {text(row.item.truth)}"
@@ -232,7 +244,7 @@ def _predictions(row: Row) -> str:
     lines = "".join(
         f'<span class="label">{text(each.label)}</span>'
         f'<span class="track"><i style="width:{each.probability:.1%}"></i></span>'
-        f"<span>{percent(each.probability)}</span>\n"
+        f"<span>{text(percent(each.probability))}</span>\n"
         for each in row.predictions
     )
     return f'<div class="predictions">\n{lines}</div>'
@@ -261,7 +273,7 @@ def _view(box: Any, photo: Image.Image) -> str:
 
 def _panel(panel: Panel, photo: Image.Image, scale: float) -> str:
     over = f'<span class="remark">{text(panel.remark)}</span>' if panel.remark else ""
-    low, high = ("", "") if panel.remark else panel.ends
+    low, high = ("", "") if panel.remark else map(text, panel.ends)
     legend = (
         ""
         if panel.remark

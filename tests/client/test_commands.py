@@ -197,9 +197,9 @@ def test_models_are_one_row_each_and_say_why_they_are_not_ready(
     service.statuses.append(pb.ModelStatus(name="broken", reason="no model.onnx"))
     assert main(["models", "--server", target]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "model   version  ready  classes  view     attention            provider",
-        "fake    3        yes    2        28 x 30  1 cbam: layer1.cbam  CPUExecutionProvider",
-        "broken  -        no     -        -        -                    -",
+        "model   version  ready  classes  view     attention            explains by   provider",
+        "fake    3        yes    2        28 x 30  1 cbam: layer1.cbam  last, layer3  CPUExecutionProvider",
+        "broken  -        no     -        -        -                    -             -",
         "broken is not ready: no model.onnx",
     ]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from attnserve.cli import main
 from attnserve.client import Prediction
 from attnserve.errors import ConfigError
+from attnserve.report import STYLE
 from attnserve.review import Item, Row, Summary, by_concern, items
 from attnserve.v1 import attention_pb2 as pb
 
@@ -132,7 +133,8 @@ def test_counts_and_confusions_are_those_of_the_folder(target: str, capsys: pyte
     assert printed[0] == "fake version 3: 4 of 5 pictures answered (1 failed: see the end of the page); 2 of 3 right"
     assert printed[1] == "1 picture in folders that are no class: elsewhere"
     assert printed[1] in page.within("p")
-    assert printed[2].startswith("4 shown in report.html (")
+    size = Path("report.html").stat().st_size
+    assert printed[2] == f"4 shown in report.html ({size / 1000:.0f} KB)"
     assert not Path("report.html.part").exists()
 
 
@@ -156,7 +158,7 @@ def test_the_header_says_what_answered(target: str, service: Any) -> None:
     facts = page.within("dd")
     assert facts[0] == "fake version 3, 2 classes"
     assert page.within("code") == ["ab12"]
-    assert facts[1:4] == ["the whole picture to 28 x 30", "not measured", "layer3"]
+    assert facts[1:4] == ["the whole picture to 28 x 30", "not measured", "layer3; Grad-CAM"]
     assert facts[4].endswith(" UTC")
     explained = [request for request in service.requests if request.HasField("explain")]
     assert {tuple(request.explain.layers) for request in explained} == {("layer3",)}
@@ -199,6 +201,7 @@ def test_a_picture_whose_maps_fail_keeps_its_answer(target: str, service: Any, r
     ("flags", "message"),
     [
         (["--output", "nowhere/report.html"], "--output: nowhere/report.html cannot be written"),
+        (["--method", "hirescam"], "--method: last has no 'hirescam'; choose gradcam, layercam"),
         (["--layer", "layer9"], "--layer: fake does not explain by 'layer9'"),
         (["--top-k", "0"], "--top-k: must be at least 1"),
     ],
@@ -210,6 +213,40 @@ def test_what_cannot_be_done_is_refused_before_a_picture_is_sent(
     assert main(["explain-report", "photos", "--server", target, *flags]) == 1
     assert message in capsys.readouterr().err
     assert service.requests == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_another_method_is_asked_for_and_named(target: str, service: Any) -> None:
+    page = report(target, "--method", "layercam")
+    explained = [request for request in service.requests if request.HasField("explain")]
+    assert {request.explain.method for request in explained} == {"layercam"}
+    assert "the last layer; LayerCAM" in page.within("dd")
+    assert {"LayerCAM", "Attention"} <= set(page.within("b"))
+    assert "Grad-CAM" not in Path("report.html").read_text()
+
+
+def test_certainties_are_text_too(target: str, service: Any, folder: Path) -> None:
+    whole = service.result
+
+    def sure(image: pb.Image, level: int) -> pb.ImageResult:
+        found: pb.ImageResult = whole(image, level)
+        for each, probability in zip(found.predictions, (0.9999, 0.0001), strict=True):
+            each.probability = probability
+        return found
+
+    service.result = sure
+    assert folder.is_dir()
+    report(target)
+    source = Path("report.html").read_text()
+    assert "<span>&gt;99.9%</span>" in source
+    assert "<span>&lt;0.1%</span>" in source
+    assert ">99.9%" not in source.replace("&gt;99.9%", "")
+
+
+def test_heads_of_the_confusions_stay_whole_words() -> None:
+    (rule,) = (line for line in STYLE.splitlines() if line.startswith(".confusion th "))
+    assert "overflow-wrap: normal" in rule
+    assert ".scroll { overflow-x: auto; }" in STYLE
 
 
 @pytest.mark.usefixtures("folder")

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from attnserve.commands.classify import count, only_model, outcomes, seconds
 from attnserve.errors import ConfigError, InvalidArgument
 
 if TYPE_CHECKING:
-    from attnserve.client import Classification, Client, ModelInfo
+    from attnserve.client import Classification, Client, Explain, ModelInfo
     from attnserve.review import Item, Row
 
 DEFAULT_LIMIT = 100  # pictures in detail: some 10 MB of page, which a browser and a mail still take
@@ -41,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="pictures shown with their maps, those of most concern; all are counted"
                              " (0 for all; default: %(default)s)")  # fmt: skip
     explaining.add_layer(parser)
+    explaining.add_method(parser)
     parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
                         help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
 
@@ -48,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page; 1 if no picture was answered."""
     from attnserve.canvas import printable
-    from attnserve.client import Client
+    from attnserve.client import Client, Explain
     from attnserve.report import Heading, closing, opening
     from attnserve.review import Summary, by_concern, items
 
@@ -59,14 +61,15 @@ def run(args: argparse.Namespace) -> int:
     with Client(args.server, timeout_s=args.timeout_s) as client:
         info = client.model(args.model or only_model(client), args.version)
         layers = explaining.layers(args.layer, info)
+        method = explaining.method_of(args.method, layers, info)
         rows = _rows(client, info, items(args.folder, info.labels), args)
         summary, chosen = Summary.of(rows), by_concern(rows)[: args.limit or None]
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        heading = Heading(info, args.folder.resolve().name, date, layers, len(chosen))
+        heading = Heading(info, args.folder.resolve().name, date, layers, method, len(chosen))
         part = args.output.with_name(f"{args.output.name}.part")
         with part.open("w", encoding="utf-8") as page:
             page.write(opening(heading, summary))
-            page.writelines(_explained(client, info, chosen, layers))
+            page.writelines(_explained(client, info, chosen, Explain(layers, method)))
             page.write(closing([row for row in rows if row.error]))
         os.replace(part, args.output)
     failed = f" ({summary.failed} failed: see the end of the page)" if summary.failed else ""
@@ -76,8 +79,12 @@ def run(args: argparse.Namespace) -> int:
     )
     if summary.stray:
         print(printable(summary.strays))
-    print(f"{len(chosen)} shown in {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
+    print(f"{len(chosen)} shown in {args.output} ({_size(args.output.stat().st_size)})")
     return 0 if summary.answered else 1
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} KB"
 
 
 def _rows(client: Client, info: ModelInfo, items: Sequence[Item], args: argparse.Namespace) -> list[Row]:
@@ -93,7 +100,7 @@ def _rows(client: Client, info: ModelInfo, items: Sequence[Item], args: argparse
     ]
 
 
-def _explained(client: Client, info: ModelInfo, rows: Sequence[Row], layers: Sequence[str]) -> Iterator[str]:
+def _explained(client: Client, info: ModelInfo, rows: Sequence[Row], explain: Explain) -> Iterator[str]:
     """The second pass: each row's part of the page. A picture that fails now keeps its predictions."""
     from attnserve.client import ClientError
     from attnserve.decode import upright_rgb
@@ -104,7 +111,7 @@ def _explained(client: Client, info: ModelInfo, rows: Sequence[Row], layers: Seq
         if sys.stderr.isatty():
             print(f"\rexplained {number} of {len(rows)}", end="\n" if number == len(rows) else "", file=sys.stderr)
         try:
-            answer = _explanation(client, info, row, layers)
+            answer = _explanation(client, info, row, explain)
             photo = upright_rgb(row.item.path.read_bytes(), OWN_PICTURES)
         except (ClientError, InvalidArgument, OSError) as error:
             yield picture(row, None, None, str(error))
@@ -112,9 +119,8 @@ def _explained(client: Client, info: ModelInfo, rows: Sequence[Row], layers: Seq
         yield picture(row, answer, photo)
 
 
-def _explanation(client: Client, info: ModelInfo, row: Row, layers: Sequence[str]) -> Classification:
+def _explanation(client: Client, info: ModelInfo, row: Row, explain: Explain) -> Classification:
     """The answer with maps: of the classes that the row lists, and of the true one."""
-    from attnserve.client import Explain
     from attnserve.evidence import last_of_each_stage
 
     classes = [each.index for each in row.predictions]
@@ -128,6 +134,6 @@ def _explanation(client: Client, info: ModelInfo, row: Row, layers: Sequence[str
         top_k=0,  # the true class's probability may be anywhere
         attention="summary" if sites else "none",
         sites=sites,
-        explain=Explain(layers, classes=list(dict.fromkeys(classes))),
+        explain=replace(explain, classes=list(dict.fromkeys(classes))),
     )
     return answer

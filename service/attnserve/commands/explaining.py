@@ -6,6 +6,7 @@ Owns their help and every refusal before a picture is sent; knows no connection 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attnserve.errors import ConfigError
@@ -26,8 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", dest="classes", action="append", metavar="C",
                         help="explain this class, by index or label; may be repeated"
                              f" (default: the {BEST_CLASSES} best of each picture)")  # fmt: skip
-    parser.add_argument("--method", metavar="METHOD",
-                        help="gradcam (default), hirescam, layercam, gradcam++ or counterfactual")  # fmt: skip
+    add_method(parser)
     parser.add_argument("--sites", metavar="S[,S2]",
                         help="attention sites to show, or all (default: in a figure of --explain the last of each"
                              " stage, else all)")  # fmt: skip
@@ -39,6 +39,12 @@ def add_layer(parser: argparse.ArgumentParser) -> None:
                         help=f"layers that explain (default: {DEFAULT_LAYER}, the map before the pool)")  # fmt: skip
 
 
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """Declare `--method`."""
+    parser.add_argument("--method", metavar="METHOD",
+                        help="gradcam (default), hirescam, layercam, gradcam++ or counterfactual")  # fmt: skip
+
+
 def wish(args: argparse.Namespace, info: ModelInfo) -> Explain | None:
     """What `--explain` asks of the model, None without it. Raises `ConfigError` for what the model does not have."""
     from attnserve.client import Explain
@@ -48,11 +54,8 @@ def wish(args: argparse.Namespace, info: ModelInfo) -> Explain | None:
             if value is not None:
                 raise ConfigError(f"{flag} says what to explain: it needs --explain")
         return None
-    method = args.method or DEFAULT_METHOD
     chosen = layers(args.layer, info)
-    for layer in info.explain_layers:
-        if layer.layer in chosen and method not in layer.methods:
-            raise ConfigError(f"--method: {layer.layer} has no {method!r}; choose {', '.join(layer.methods)}")
+    method = method_of(args.method, chosen, info)
     classes = [class_index(text, info) for text in args.classes or ()]
     return Explain(chosen, method, classes, top_k=0 if classes else min(BEST_CLASSES, len(info.labels)))
 
@@ -73,6 +76,15 @@ def layers(text: str | None, info: ModelInfo) -> tuple[str, ...]:
                 " or export it with --explain-layers"
             )
     return chosen
+
+
+def method_of(text: str | None, chosen: Sequence[str], info: ModelInfo) -> str:
+    """The method named, which each of the layers chosen must have. Raises `ConfigError` where one has not."""
+    method = text or DEFAULT_METHOD
+    for layer in info.explain_layers:
+        if layer.layer in chosen and method not in layer.methods:
+            raise ConfigError(f"--method: {layer.layer} has no {method!r}; choose {', '.join(layer.methods)}")
+    return method
 
 
 def class_index(text: str, info: ModelInfo) -> int:

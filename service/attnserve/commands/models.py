@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnserve.client import Client, ModelStatus, SiteInfo
 
-_HEADER = ("model", "version", "ready", "classes", "view", "attention", "provider")
+_HEADER = ("model", "version", "ready", "classes", "view", "attention", "explains by", "provider")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _row(client: Client, status: ModelStatus) -> tuple[str, ...]:
     if not status.ready:
-        return (status.name, status.version or "-", "no", "-", "-", "-", "-")
+        return (status.name, status.version or "-", "no", *["-"] * (len(_HEADER) - 3))
     info = client.model(status.name, status.version)
     return (
         info.name,
@@ -45,6 +45,7 @@ def _row(client: Client, status: ModelStatus) -> tuple[str, ...]:
         str(len(info.labels)),
         f"{info.view_height} x {info.view_width}",
         _attention(info.sites),
+        ", ".join(each.layer for each in info.explain_layers) or "none",
         info.execution_provider,
     )
 
