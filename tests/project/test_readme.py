@@ -54,6 +54,13 @@ def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
     assert documented == found
 
 
+def test_the_contents_at_the_top_lead_to_every_section():
+    top, _, rest = README.partition("\n## ")
+    headings = re.findall(r"^## (.+)$", "## " + rest, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert re.findall(r"\]\(#([^)]+)\)", top) == anchors
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_line_parses(command):
     program, *arguments = shlex.split(command)
