@@ -5,13 +5,17 @@ Owns the words and the scales; knows no drawing surface, file, server or page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
+from attnserve.canvas import printable
 from attnserve.card import LAST
-from attnserve.client.messages import Classification, Explanation, SiteInfo
+from attnserve.client.messages import Classification, Prediction, SiteInfo
+from attnserve.preprocess import CropBox
 from attnserve.render import Panel
 
 METHODS = {
@@ -44,6 +48,24 @@ EVIDENCE_NOTE = (
 )
 
 
+PROBABILITY_NOTE = (
+    "Probabilities are each cell's, averaged over the tiles that lie on it: all panels share one scale, from 0 to 1. "
+    "A percentage is the mean over all tiles."
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One class's map, (h, w) float32, over the box of the picture that it covers."""
+
+    layer: str
+    method: str
+    class_index: int
+    label: str
+    values: NDArray[np.float32]
+    box: CropBox
+
+
 def last_of_each_stage(sites: Sequence[SiteInfo]) -> tuple[str, ...]:
     """Names of the last site of each stage that has a spatial map.
 
@@ -63,10 +85,14 @@ def attention_panels(answer: Classification) -> list[Panel]:
     for site in answer.attention:
         shown = site.spatial if site.combined is None else site.combined
         if shown is not None and shown.values is not None:
-            detail = KINDS.get(site.kind, site.kind)
-            remark = "" if np.isfinite(shown.values).all() else NOT_FINITE
-            panels.append(Panel(site.site, shown.values, answer.view, detail=detail, remark=remark))
+            panels.append(attention_panel(site.site, site.kind, shown.values, answer.view))
     return panels
+
+
+def attention_panel(site: str, kind: str, values: NDArray[np.float32], box: CropBox) -> Panel:
+    """A panel of one site on its own scale; `kind` as of `SiteInfo`."""
+    remark = "" if np.isfinite(values).all() else NOT_FINITE
+    return Panel(site, values, box, detail=KINDS.get(kind, kind), remark=remark)
 
 
 def explanation_panels(answer: Classification) -> list[list[Panel]]:
@@ -74,36 +100,50 @@ def explanation_panels(answer: Classification) -> list[list[Panel]]:
 
     A class has its probability in the title where the answer's predictions hold it.
     """
-    probabilities = {each.index: f" ({percent(each.probability)})" for each in answer.predictions}
-    layers = groupby(answer.explanations, key=lambda each: (each.layer, each.method))
-    return [_of_one_layer(list(group), answer, probabilities) for _, group in layers]
+    found = [
+        Evidence(each.layer, each.method, each.class_index, each.label, each.map.values, answer.view)
+        for each in answer.explanations
+        if each.map.values is not None
+    ]
+    return evidence_panels(found, {each.index: each.probability for each in answer.predictions})
 
 
-def _of_one_layer(
-    explanations: Sequence[Explanation], answer: Classification, probabilities: dict[int, str]
-) -> list[Panel]:
-    found = [(each, each.map.values) for each in explanations if each.map.values is not None]
-    remarks = [_remark(each.method, bool(np.isfinite(values).all()), not values.any()) for each, values in found]
-    shown = [values for (_, values), remark in zip(found, remarks, strict=True) if not remark]
+def evidence_panels(found: Sequence[Evidence], probabilities: Mapping[int, float]) -> list[list[Panel]]:
+    """The same of maps from anywhere; `probabilities` by class index."""
+    layers = groupby(found, key=lambda each: (each.layer, each.method))
+    return [_of_one_layer(list(group), probabilities) for _, group in layers]
+
+
+def _of_one_layer(found: Sequence[Evidence], probabilities: Mapping[int, float]) -> list[Panel]:
+    remarks = [_remark(each) for each in found]
+    shown = [each.values for each, remark in zip(found, remarks, strict=True) if not remark]
     scale = (0.0, max((float(values.max()) for values in shown), default=0.0))
     return [
         Panel(
             f"{METHODS.get(each.method, each.method)}: {each.label}",
-            values,
-            answer.view,
-            ending=probabilities.get(each.class_index, ""),
+            each.values,
+            each.box,
+            ending=f" ({percent(probabilities[each.class_index])})" if each.class_index in probabilities else "",
             detail="last layer" if each.layer == LAST else each.layer,
             scale=scale,
             remark=remark,
         )
-        for (each, values), remark in zip(found, remarks, strict=True)
+        for each, remark in zip(found, remarks, strict=True)
     ]
 
 
-def _remark(method: str, finite: bool, empty: bool) -> str:
-    if not finite:
+def _remark(found: Evidence) -> str:
+    if not np.isfinite(found.values).all():
         return NOT_FINITE
-    return f"nothing spoke {'against' if method == 'counterfactual' else 'for'} this class" if empty else ""
+    if found.values.any():
+        return ""
+    return f"nothing spoke {'against' if found.method == 'counterfactual' else 'for'} this class"
+
+
+def header(picture: str, predictions: Sequence[Prediction], model: str, version: str) -> list[str]:
+    """The lines above a figure: the picture, what it was taken for and by what."""
+    named = "  ·  ".join(f"{each.label} ({percent(each.probability)})" for each in predictions)
+    return [printable(line) for line in (picture, named, f"{model} version {version}")]
 
 
 def percent(probability: float) -> str:

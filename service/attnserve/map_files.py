@@ -11,11 +11,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from attnserve.canvas import printable
 from attnserve.client.messages import Classification, SpatialMap
 from attnserve.decode import DecodeLimits, upright_rgb
 from attnserve.errors import ConfigError, InvalidArgument
-from attnserve.evidence import ATTENTION_NOTE, EVIDENCE_NOTE, attention_panels, explanation_panels, percent
+from attnserve.evidence import ATTENTION_NOTE, EVIDENCE_NOTE, attention_panels, explanation_panels, header
 from attnserve.render import figure, figure_svg
 
 MapForm: TypeAlias = Literal["png", "svg", "npy"]
@@ -70,18 +69,13 @@ class MapFiles:
         panels, groups = attention_panels(answer), explanation_panels(answer)
         notes = [ATTENTION_NOTE] * bool(panels) + [EVIDENCE_NOTE] if groups else []
         path = self._folder / f"{stem}.{'explanation' if groups else 'attention'}.{self._form}"
-        title = self._title(image, answer)
+        shown = answer.predictions[: self._top_k or None]
+        title = "\n".join(header(image.name, shown, answer.model, answer.version))
         if self._form == "svg":
             path.write_text(figure_svg(photo, title, panels, groups, notes), encoding="utf-8")
         else:
             figure(photo, title, panels, groups, notes).save(path)
         self.written.append(path)
-
-    def _title(self, image: Path, answer: Classification) -> str:
-        shown = answer.predictions[: self._top_k or None]
-        predictions = "  ·  ".join(f"{each.label} ({percent(each.probability)})" for each in shown)
-        lines = (image.name, predictions, f"{answer.model} version {answer.version}")
-        return "\n".join(map(printable, lines))
 
     def _save_arrays(self, stem: str, answer: Classification) -> None:
         for site in answer.attention:

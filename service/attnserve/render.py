@@ -42,7 +42,7 @@ class Panel:
         values: (h, w) float32 at feature resolution.
         box: The part of the photo, in its pixels, that the map covers.
         ending: What ends the title, and is kept where a long title is cut.
-        detail: What else is to be said of it, before its shape.
+        detail: What else is to be said of it, before its columns x rows (width first, as a photo's size).
         scale: The values of the first and the last colour; None for the map's own least and greatest.
         remark: What stands on the photo in the place of a map that has nothing to show; empty where it has.
     """
@@ -57,10 +57,10 @@ class Panel:
 
     @property
     def note(self) -> str:
-        """The detail, the shape, and on a scale of others the least and greatest value, which the bar does not say."""
+        """The detail, columns x rows, and on a scale of others the own least and greatest value, which no bar says."""
         rows, columns = self.values.shape
         values = () if self.remark or self.scale is None else (" to ".join(numbers(*self._range)),)
-        return ", ".join((*filter(None, [self.detail]), f"{rows} x {columns}", *values))
+        return ", ".join((*filter(None, [self.detail]), f"{columns} x {rows}", *values))
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -108,15 +108,17 @@ def figure(
     panels: Sequence[Panel],
     groups: Sequence[Sequence[Panel]] = (),
     notes: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> Image.Image:
     """One RGB picture on white: the photo and, for each panel, its map over the photo with a colour bar.
 
     The first line of `title` is the heading, the others stand below it; long lines wrap. Photos are shown at their own
     size, tiny ones enlarged by a whole factor (pixels stay pixels), those above `LARGEST_PANEL` reduced. Where the
     first panel's box is only a part of the photo, it is outlined there. Each of `groups` begins a row, unless
-    everything fits one; `notes` are lines at the foot.
+    everything fits one; `notes` are lines at the foot; `size` is the width and height that the photo is said to have,
+    where it was made small before.
     """
-    return _drawn(image, title, (panels, *groups), notes, Raster).image
+    return _drawn(image, title, (panels, *groups), notes, size, Raster).image
 
 
 def figure_svg(
@@ -125,9 +127,10 @@ def figure_svg(
     panels: Sequence[Panel],
     groups: Sequence[Sequence[Panel]] = (),
     notes: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> str:
     """The same figure as an SVG document, with text as text, and photo, maps and bars as embedded PNG files."""
-    return _drawn(image, title, (panels, *groups), notes, Vector).document
+    return _drawn(image, title, (panels, *groups), notes, size, Vector).document
 
 
 def _drawn(
@@ -135,12 +138,13 @@ def _drawn(
     title: str,
     groups: Sequence[Sequence[Panel]],
     notes: Sequence[str],
+    size: tuple[int, int] | None,
     canvas: Callable[[int, int, Colour], AnyCanvas],
 ) -> AnyCanvas:
     photo, scale = at_panel_size(image.convert("RGB"))
     sheet = _Sheet(photo.size, _places(1 + len(groups[0]), *map(len, groups[1:])), title, notes, canvas)
     panels = [panel for group in groups for panel in group]
-    sheet.photo(photo, f"{image.width} x {image.height}", shrunk(panels[0].box, scale) if panels else None)
+    sheet.photo(photo, "{} x {}".format(*(size or image.size)), shrunk(panels[0].box, scale) if panels else None)
     for position, panel in enumerate(panels, start=1):
         sheet.map(position, panel.over(photo, shrunk(panel.box, scale)), panel)
     return sheet.canvas

@@ -142,7 +142,7 @@ def test_what_cannot_be_asked_is_refused_before_a_picture_is_sent(
 
 def test_maps_alone_ask_for_every_site_and_no_class(target: str, service: Any, picture: str) -> None:
     assert main(["classify", picture, "--server", target, "--maps", "out", "--format", "svg"]) == 0
-    assert {"layer1.cbam", "bam1", "CBAM spatial gate, 2 x 3", "0.10", "0.75"} <= set(
+    assert {"layer1.cbam", "bam1", "CBAM spatial gate, 3 x 2", "0.10", "0.75"} <= set(
         texts(Path("out/cat.attention.svg"))
     )
     assert not service.requests[0].HasField("explain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +156,59 @@ def test_a_figure_shows_each_value_where_its_tiles_lie(classify: Any, tmp_path: 
     assert green.sum() > 0.9 * 3 * 512 * 512
 
 
+def texts(path: Path) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
+
+
+EXPLAINED = ["--explain", "--layer", "last,layer3", "--class", "dog", "--class", "cat", "--format", "svg"]
+
+
+def test_figures_of_tiles_have_the_words_and_scales_of_other_figures(
+    classify: Any, picture: str, tmp_path: Path
+) -> None:
+    assert classify(picture, *EXPLAINED, "--maps", str(tmp_path / "maps"), "--sites", "layer1.cbam") == 0
+    shown = {name: texts(tmp_path / "maps" / f"large.{name}.svg") for name in ("probabilities", "attention", "gradcam")}
+    title = {
+        "cat (50.0%)  ·  dog (50.0%)",
+        "fake version 3",
+        "3 x 2 tiles of 16 x 16 pixels, every 16 (width x height)",
+    }
+    for each in shown.values():
+        assert title | {"photo", "48 x 32"} <= set(each)
+    assert {"cat (50.0%)", "dog (50.0%)", "probability, 3 x 2, 0.0 to 1.0"} <= set(shown["probabilities"])
+    assert {"layer1.cbam", "CBAM spatial gate, 9 x 4"} <= set(shown["attention"])
+    cams = shown["gradcam"]
+    assert (cams.count("Grad-CAM: dog (50.0%)"), cams.count("Grad-CAM: cat (50.0%)")) == (2, 2)
+    for layer in ("last layer", "layer3"):
+        assert {f"{layer}, 6 x 4, 0.0 to 8.0", f"{layer}, 6 x 4, 0.0 to 4.0"} <= set(cams)
+    assert cams.count("8.0") == 4  # the upper end of every bar
+    feet = [" ".join(each) for each in shown.values()]
+    assert ["from 0 to 1" in feet[0], "relative salience" in feet[1], "share one scale" in feet[2]] == [True] * 3
+
+
+def test_a_class_for_which_no_tile_spoke_has_no_colours(
+    classify: Any, service: Any, picture: str, tmp_path: Path
+) -> None:
+    service.evidence[1] = np.zeros((2, 2), np.float32)
+    assert classify(picture, *EXPLAINED, "--maps", str(tmp_path / "maps")) == 0
+    shown = texts(tmp_path / "maps" / "large.gradcam.svg")
+    assert (shown.count("nothing spoke for this class"), shown.count("8.0")) == (2, 2)
+
+
+def test_the_header_names_as_many_classes_as_top_k_and_the_photo_its_own_size(classify: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.kron(LEVELS, np.ones((1024, 16), np.uint8))).save(tmp_path / "tall.png")
+    flags = ["--top-k", "1", "--format", "svg", "--maps", str(tmp_path / "maps")]
+    assert classify(str(tmp_path / "tall.png"), *flags) == 0
+    shown = texts(tmp_path / "maps" / "tall.attention.svg")
+    assert {"cat (50.0%)", "48 x 2048"} <= set(shown)
+    assert not any("dog" in text for text in shown)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--tile", "16", "--stride", "17"], "--stride: 17 leaves gaps between tiles of 16 pixels; at most 16"),
         (["--stride", "8"], "--stride: needs --tile"),
-        (["--tile", "16", "--format", "svg"], "--format: maps of pictures in tiles come as png or npy"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(

@@ -44,8 +44,6 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--stride: {args.stride} leaves gaps between tiles of {args.tile} pixels; at most {args.tile}"
         )
-    if args.format == "svg":
-        raise ConfigError("--format: maps of pictures in tiles come as png or npy")
 
 
 def run(

@@ -1,6 +1,7 @@
 """Maps of large pictures as files: figures over the picture made small, or the arrays and where they lie.
 
-Owns the names of the files; the drawing is `attnserve.render`'s. Knows no server.
+Owns the names of the files; the words and scales are `attnserve.evidence`'s, the drawing `attnserve.render`'s. Knows no
+server.
 """
 
 from __future__ import annotations
@@ -8,17 +9,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from attnserve.errors import ConfigError
+from attnserve.evidence import (
+    ATTENTION_NOTE,
+    EVIDENCE_NOTE,
+    PROBABILITY_NOTE,
+    Evidence,
+    attention_panel,
+    evidence_panels,
+    header,
+    percent,
+)
+from attnserve.map_files import MapForm
 from attnserve.preprocess import CropBox
-from attnserve.render import LARGEST_PANEL, Panel, figure
-from attnserve.tiles.result import TiledExplanation, TiledResult
+from attnserve.render import LARGEST_PANEL, Panel, figure, figure_svg
+from attnserve.tiles.result import TiledResult
 from attnserve.tiles.source import Source, reduced
 from attnserve.tiles.stitch import StitchedMap
 
@@ -30,9 +41,9 @@ class TileFiles:
     """Writes the maps of one picture after another into a folder, which is made if need be.
 
     Args:
-        form: `png` writes `<stem>.probabilities.png` (the best classes, coloured from 0 to 1), `<stem>.attention.png`
-            (every site) and `<stem>.gradcam.png` (layers and classes), each named after its method: one scale of
-            colours for each map, sides of at most `LARGEST_PANEL` pixels. `npy` writes float32 as in `TiledResult`:
+        form: `png` and `svg` write `<stem>.probabilities.png` (the best classes), `<stem>.attention.png` (every site)
+            and `<stem>.gradcam.png` (layers and classes), named after its method: words and scales as in
+            `attnserve.evidence`, panels of at most `LARGEST_PANEL` pixels. `npy` writes float32 as in `TiledResult`:
             `<stem>.probabilities.npy`, `<stem>.<site>.spatial.npy` or, for BAM, `.combined.npy`,
             `<stem>.gradcam.<layer>.<class index>.npy`; and `<stem>.tiles.json`, which tells the pixels per cell.
 
@@ -40,7 +51,7 @@ class TileFiles:
         written: The files written so far.
     """
 
-    def __init__(self, folder: Path, form: Literal["png", "npy"]) -> None:
+    def __init__(self, folder: Path, form: MapForm) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,8 +61,9 @@ class TileFiles:
         self.written: list[Path] = []
 
     def save(self, image: Path, index: int, source: Source, result: TiledResult, classes: int) -> None:
-        """Write the maps of picture number `index`; figures show so many of the best classes, at most `MOST_CLASSES`.
+        """Write the maps of picture number `index`; figures name so many of the best classes, 0 for all.
 
+        Probabilities are drawn of at most `MOST_CLASSES`.
         A stem that an earlier picture had gets `-<index>` appended. Raises `OSError` where a file cannot be read or
         written.
         """
@@ -79,20 +91,18 @@ class TileFiles:
 
     def _save_figures(self, stem: str, image: Path, small: Image.Image, result: TiledResult, classes: int) -> None:
         scale = small.width / result.grid.width
-        best = result.predictions(top_k=min(classes or MOST_CLASSES, MOST_CLASSES))
         figures = {
-            "probabilities": [
-                _panel(each.label, _of_class(result.probabilities, each.index), scale, (0.0, 1.0)) for each in best
-            ],
-            "attention": [_panel(site, made, scale) for site, made in result.attention.items()],
+            "probabilities": ([_probabilities(result, scale, classes)], PROBABILITY_NOTE),
+            "attention": ([_attention(result, scale)], ATTENTION_NOTE),
         }
-        for explanation in result.explanations:
-            panels = figures.setdefault(explanation.method, [])
-            panels.append(_panel(_named(explanation), explanation.map, scale))
-        for name, panels in figures.items():
-            if panels:
-                path = self._path(f"{stem}.{name}.png")
-                figure(small, _title(image, result), panels).save(path)
+        figures |= {method: (layers, EVIDENCE_NOTE) for method, layers in _evidence(result, scale).items()}
+        title, size = _title(image, result, classes), (result.grid.width, result.grid.height)
+        for name, ((panels, *groups), note) in figures.items():
+            if panels and self._form == "svg":
+                document = figure_svg(small, title, panels, groups, [note], size)
+                self._path(f"{stem}.{name}.svg").write_text(document, encoding="utf-8")
+            elif panels:
+                figure(small, title, panels, groups, [note], size).save(self._path(f"{stem}.{name}.png"))
 
     def _path(self, name: str) -> Path:
         """Where a file of this name goes; whoever asks writes it."""
@@ -112,13 +122,38 @@ def _of_class(made: StitchedMap, index: int) -> StitchedMap:
     return dataclasses.replace(made, values=made.values[index])
 
 
-def _named(explanation: TiledExplanation) -> str:
-    return f"{explanation.label}, {explanation.layer}"
+def _probabilities(result: TiledResult, shrunk: float, classes: int) -> list[Panel]:
+    return [
+        Panel(
+            each.label,
+            *_shown(_of_class(result.probabilities, each.index), shrunk),
+            ending=f" ({percent(each.probability)})",
+            detail="probability",
+            scale=(0.0, 1.0),
+        )
+        for each in result.predictions(top_k=min(classes or MOST_CLASSES, MOST_CLASSES))
+    ]
 
 
-def _panel(title: str, made: StitchedMap, shrunk: float, scale: tuple[float, float] | None = None) -> Panel:
-    """A map over a picture made small by `shrunk`, itself no larger; the least value stands where there is none."""
-    known = np.where(np.isnan(made.values), np.nanmin(made.values), made.values)  # (rows, columns)
+def _attention(result: TiledResult, shrunk: float) -> list[Panel]:
+    return [attention_panel(site, result.kinds[site], *_shown(made, shrunk)) for site, made in result.attention.items()]
+
+
+def _evidence(result: TiledResult, shrunk: float) -> dict[str, list[list[Panel]]]:
+    """For each method a group of panels for each layer."""
+    found = [
+        Evidence(each.layer, each.method, each.class_index, each.label, *_shown(each.map, shrunk))
+        for each in result.explanations
+    ]
+    means = dict(enumerate(result.mean.tolist()))
+    methods = dict.fromkeys(each.method for each in found)
+    return {method: evidence_panels([each for each in found if each.method == method], means) for method in methods}
+
+
+def _shown(made: StitchedMap, shrunk: float) -> tuple[NDArray[np.float32], CropBox]:
+    """A map as it lies over a picture made small by `shrunk`, itself no larger; the least value where there is none."""
+    lost = np.isnan(made.values)
+    known = np.where(lost, made.values.min(where=~lost, initial=np.inf), made.values)  # (rows, columns)
     factor = math.ceil(max(known.shape) / LARGEST_PANEL)
     sums, count = known, np.ones_like(known)
     for axis in (0, 1):
@@ -126,15 +161,14 @@ def _panel(title: str, made: StitchedMap, shrunk: float, scale: tuple[float, flo
         sums, count = (np.add.reduceat(each, starts, axis) for each in (sums, count))
     rows, columns = sums.shape
     right, bottom = columns * factor * made.cell_width * shrunk, rows * factor * made.cell_height * shrunk
-    return Panel(title, (sums / count).astype(np.float32), CropBox(0.0, 0.0, right, bottom), scale=scale)
+    return (sums / count).astype(np.float32), CropBox(0.0, 0.0, right, bottom)
 
 
-def _title(image: Path, result: TiledResult) -> str:
+def _title(image: Path, result: TiledResult, classes: int) -> str:
     grid = result.grid
-    means: Sequence[str] = [f"{each.label} {each.probability:.1%}" for each in result.predictions()]
-    tiles = f"{len(grid.tops)} x {len(grid.lefts)} tiles of {grid.tile_height} x {grid.tile_width}, every {grid.stride}"
-    lines = [image.name, "  ·  ".join(means), f"{result.model} version {result.version}"]
-    lines.append(f"{grid.height} x {grid.width} pixels, {tiles}")
+    lines = header(image.name, result.predictions(top_k=classes), result.model, result.version)
+    tiles = f"{len(grid.lefts)} x {len(grid.tops)} tiles of {grid.tile_width} x {grid.tile_height}"
+    lines.append(f"{tiles} pixels, every {grid.stride} (width x height)")
     if result.failures:
         lines.append(f"{len(result.failures)} tiles failed: where no other lies, the least value is shown")
     return "\n".join(lines)
