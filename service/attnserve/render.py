@@ -22,8 +22,12 @@ from attnserve.preprocess import CropBox
 SMALLEST_PANEL = 256
 """Pixels of a panel's longer side below which a photo is enlarged: smaller, and no text fits beside it."""
 
-LARGEST_PANEL = 1024
-"""Pixels of a panel's longer side above which a photo is reduced: sixteen panels of a camera's picture fill memory."""
+LARGEST_PANEL = 448
+"""Pixels of a panel's longer side above which a photo is reduced: twice what most models see, and five in a row with
+their text are some 3,400 pixels, which a page still shows."""
+
+SMALLEST_TEXT = 14
+"""Pixels of a figure's text; more in a wide one, so that it can be read where the figure is as wide as a column."""
 
 WIDEST = 5
 """Panels of a row where rows belong together: more, and a page shows none of them well."""
@@ -184,7 +188,11 @@ def _places(*groups: int) -> list[tuple[int, int]]:
 
 
 class _Sheet(Generic[AnyCanvas]):
-    """A white sheet with a header, a grid of tiles and a foot; every space is a multiple of `em`, its text's size."""
+    """A white sheet with a header, a grid of tiles and a foot.
+
+    Every space is a multiple of `em`, the size of its text: a sixtieth of the width of a row of photos, which is some
+    ten pixels where the figure is shown in 800.
+    """
 
     def __init__(
         self,
@@ -196,11 +204,11 @@ class _Sheet(Generic[AnyCanvas]):
     ) -> None:
         self.width, self.height = panel_size
         self.places = places
-        self.em = min(28, max(14, round(self.width / 20)))
+        rows, columns = (1 + max(place) for place in zip(*places, strict=True))
+        self.em = max(SMALLEST_TEXT, round(self.width * columns / 60))
         self.small, self.heading = round(0.85 * self.em), round(1.5 * self.em)
         self.margin = 2 * self.em
         self.tile_width, self.tile_height = self.width + 6 * self.em, self.height + 4 * self.em
-        rows, columns = (1 + max(place) for place in zip(*places, strict=True))
         width = 2 * self.margin + columns * self.tile_width - self.em  # the last column needs no gap
         first, *rest = title.split("\n")
         room = width - 2 * self.margin

@@ -101,13 +101,17 @@ def test_a_tiny_photo_is_enlarged_with_its_pixels_kept() -> None:
     assert (sheet[top : top + 280, 28:308] == enlarged[..., None]).all()
 
 
+def grid(columns: int, rows: int) -> tuple[int, int]:
+    """Size of a sheet of so many photos of 300 x 200 under one line of heading."""
+    em = max(14, 5 * columns)  # the text: a 60th of all photos' width
+    return columns * (300 + 6 * em) + 3 * em, rows * (200 + 4 * em) + 3 * em + round(2.2 * em) + em
+
+
 @pytest.mark.parametrize(("sites", "columns", "rows"), [(1, 2, 1), (3, 4, 1), (4, 3, 2), (8, 3, 3), (16, 5, 4)])
 def test_a_figure_wraps_its_panels_into_rows(sites: int, columns: int, rows: int) -> None:
     photo = Image.new("RGB", (300, 200), "black")
-    alone = figure(photo, "a.png", [])
     sheet = figure(photo, "a.png", [Panel(f"site{index}", RAMP, CropBox(0, 0, 300, 200)) for index in range(sites)])
-    assert sheet.width == alone.width + (columns - 1) * (300 + 6 * 15)
-    assert sheet.height == alone.height + (rows - 1) * (200 + 4 * 15)
+    assert sheet.size == grid(columns, rows)
 
 
 def test_a_figure_grows_with_its_title_and_never_beyond_its_width() -> None:
@@ -123,12 +127,23 @@ def test_a_huge_photo_is_reduced() -> None:
     assert sheet.height < LARGEST_PANEL
 
 
+@pytest.mark.parametrize("panels", [1, 2, 3, 9, 24])
+def test_text_of_a_camera_s_figure_can_be_read_at_the_width_of_a_column(panels: int) -> None:
+    """Of 800 pixels: the smallest text is 7 of them, and the figure has no more than a screen shows."""
+    photo = Image.new("RGB", (4000, 3000))
+    document = figure_svg(photo, "a.jpg", [Panel("site", RAMP, CropBox(0, 0, 4000, 3000))] * panels)
+    width = int(re.findall(r' width="(\d+)"', document)[0])
+    smallest = min(map(int, re.findall(r'font-size="(\d+)"', document)))
+    assert smallest * 800 / width > 7
+    assert width < 3840
+
+
 def test_the_part_that_the_model_saw_is_outlined_only_where_it_is_a_part() -> None:
     photo = Image.new("RGB", (300, 200), "black")
     part = np.array(figure(photo, "a.png", [Panel("site", RAMP, CropBox(50, 0, 250, 200))]))
     whole = np.array(figure(photo, "a.png", [Panel("site", RAMP, CropBox(0, 0, 300, 200))]))
     tops = [int(np.flatnonzero((sheet[:, 40] == 0).all(axis=-1))[0]) for sheet in (part, whole)]
-    first_tiles = [sheet[top : top + 200, 30:330] for sheet, top in zip((part, whole), tops, strict=True)]
+    first_tiles = [sheet[top : top + 200, 28:328] for sheet, top in zip((part, whole), tops, strict=True)]
     assert first_tiles[0].any()
     assert not first_tiles[1].any()
 
@@ -147,12 +162,10 @@ def test_groups_begin_rows_unless_all_fit_one() -> None:
         first, *later = ([Panel("map", RAMP, CropBox(0, 0, 300, 200))] * panels for panels in groups)
         return figure(photo, "a.png", first, later).size
 
-    width, height = figure(photo, "a.png", []).size
-    column, row = 300 + 6 * 15, 200 + 4 * 15
-    assert size(1, 2) == (width + 3 * column, height)
-    assert size(4, 2) == (width + 4 * column, height + row)
-    assert size(3, 2, 2) == (width + 3 * column, height + 2 * row)
-    assert size(7, 2) == (width + 4 * column, height + 2 * row)
+    assert size(1, 2) == grid(4, 1)
+    assert size(4, 2) == grid(5, 2)
+    assert size(3, 2, 2) == grid(4, 3)
+    assert size(7, 2) == grid(5, 3)
 
 
 def test_maps_on_one_scale_have_one_colour_for_one_value() -> None:
