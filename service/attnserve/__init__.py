@@ -16,7 +16,7 @@ Two halves share one contract, the model repository. Reading order:
   `faithfulness` (of maps, pure), `served` (a model behind a client, as functions), `record` (how it was done, for the
   card).
 * For users: `client`, `tiles` (large pictures), `cli` and `commands`; the maps of an answer as `map_files`, by
-  `evidence` (which and on what scale), `render` (the figure) and `canvas` (pixels or SVG); a folder of them as
+  `evidence` (which and on what scale), `render` (the figure), `canvas` (pixels or SVG) and `fonts`; a folder of them as
   `report`, by `review` (what counts and comes first).
 * `export`: the only door to torch; its `explain` writes the Grad-CAM graphs beside a model. `v1` and `inference`:
   generated from protos/.

@@ -1,18 +1,19 @@
 """Two surfaces for one drawing: pixels, and SVG whose text stays text and whose pictures are embedded PNG files.
 
-Owns fonts, escaping and file forms; knows nothing of maps. Both measure text by Pillow's own font, so that a drawing
-has one layout.
+Owns escaping and file forms; knows nothing of maps. Both measure text by the fonts of `attnserve.fonts`, so that a
+drawing has one layout.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from functools import cache
 from html import escape
 from typing import Literal, Protocol, TypeAlias
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from attnserve.fonts import fonts
 
 Anchor: TypeAlias = Literal["left", "middle", "right"]
 Colour: TypeAlias = tuple[int, int, int]
@@ -52,7 +53,8 @@ class Raster:
 
     def text(self, x: float, y: float, text: str, size: int, colour: Colour, anchor: Anchor = "left") -> None:
         """As `Canvas` says; the same goes for the others."""
-        self._draw.text((x, y), printable(text), colour, _font(size), anchor=_PILLOW[anchor])
+        line = fonts().drawn(printable(text), size)
+        self._draw.text((x, y), line.text, colour, line.font, anchor=_PILLOW[anchor])
 
     def picture(self, left: int, top: int, picture: Image.Image) -> None:  # noqa: D102
         self.image.paste(picture, (left, top))
@@ -127,16 +129,16 @@ def printable(text: str) -> str:
 
 def text_width(text: str, size: int) -> float:
     """Pixels of one line."""
-    return _font(size).getlength(printable(text))
+    return fonts().line(printable(text), size).width
 
 
-def fitted(text: str, size: int, room: float) -> str:
-    """The text, or as much of it as `room` pixels take, with dots for the rest."""
-    if text_width(text, size) <= room:
-        return text
-    while text and text_width(text + _ELLIPSIS, size) > room:
+def fitted(text: str, size: int, room: float, ending: str = "") -> str:
+    """The text and its ending, or as much of the text as `room` pixels take, with dots for the rest."""
+    if text_width(text + ending, size) <= room:
+        return text + ending
+    while text and text_width(text + _ELLIPSIS + ending, size) > room:
         text = text[:-1]
-    return text.rstrip() + _ELLIPSIS
+    return text.rstrip() + _ELLIPSIS + ending
 
 
 def wrapped(text: str, size: int, room: float) -> list[str]:
@@ -149,8 +151,3 @@ def wrapped(text: str, size: int, room: float) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

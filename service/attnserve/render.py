@@ -264,8 +264,7 @@ class _Sheet(Generic[AnyCanvas]):
         row, column = self.places[position]
         left, top = self.margin + column * self.tile_width, self.top + row * self.tile_height
         room = self.tile_width - self.em
-        title = fitted(title, self.em, room - text_width(ending, self.em)) + ending
-        self.canvas.text(left, top + self.em, title, self.em, _INK)
+        self.canvas.text(left, top + self.em, fitted(title, self.em, room, ending), self.em, _INK)
         self.canvas.text(left, top + round(2.15 * self.em), fitted(note, self.small, room), self.small, _FAINT)
         top += round(2.6 * self.em)
         self.canvas.picture(left, top, picture)
