@@ -142,12 +142,21 @@ def fitted(text: str, size: int, room: float, ending: str = "") -> str:
 
 
 def wrapped(text: str, size: int, room: float) -> list[str]:
-    """Lines of at most `room` pixels, broken between words; a longer word keeps a line of its own."""
+    """Lines of at most `room` pixels, broken between words, and within those that are longer, as paths are."""
     lines: list[str] = []
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and text_width(longer, size) <= room:
             lines[-1] = longer
         else:
-            lines.append(word)
+            lines += _pieces(word, size, room)
     return lines
+
+
+def _pieces(word: str, size: int, room: float) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and text_width(pieces[-1] + letter, size) > room:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces

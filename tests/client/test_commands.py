@@ -117,6 +117,31 @@ def test_pictures_with_one_stem_get_their_index_appended(target: str, pictures: 
     assert names == ["cat-2.attention.png", "cat.attention.png", "dog.attention.png"]
 
 
+def test_figures_of_one_stem_are_told_apart_by_the_path_as_given(
+    target: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("day", "night"):
+        Path(folder).mkdir()
+        Path(folder, "cat.png").write_bytes(Path(pictures[0]).read_bytes())
+    order = ["day/cat.png", "night/cat.png"]
+    assert main(["classify", *order, "--server", target, "--maps", "maps", "--format", "svg"]) == 0
+    for path, stem in zip(order, ("cat", "cat-1"), strict=True):
+        assert f">{path}</text>" in Path(f"maps/{stem}.attention.svg").read_text()
+
+
+def test_what_a_terminal_obeys_gets_into_no_file_s_name_and_no_title(
+    target: str, pictures: list[str], tmp_path: Path
+) -> None:
+    odd = tmp_path / "a\nb\u202egnp.png"
+    odd.write_bytes(Path(pictures[0]).read_bytes())
+    flags = ["--server", target, "--maps", str(tmp_path / "maps"), "--format", "svg"]
+    assert main(["classify", str(odd), *flags]) == 0
+    written = tmp_path / "maps" / "a_b_gnp.attention.svg"
+    assert "a?b?gnp.png</text>" in written.read_text()
+    assert all(path.name.isprintable() for path in written.parent.iterdir())
+
+
 def test_a_site_cannot_write_outside_the_folder(target: str, service: Any, pictures: list[str], tmp_path: Path) -> None:
     def hostile(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         reply: pb.ClassifyResponse = service.echo(request)
@@ -172,6 +197,15 @@ def test_maps_of_a_model_without_attention_are_refused(
     flags = ["--server", target, "--model", "plain", "--maps", str(tmp_path / "maps")]
     assert main(["classify", *pictures, *flags]) == 1
     assert "plain has no attention sites" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tiles", [[], ["--tile", "28"]])
+def test_a_file_where_maps_shall_go_is_said(
+    target: str, pictures: list[str], tiles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", pictures[0], "--server", target, "--maps", pictures[2], *tiles]) == 1
+    message = f"--maps: {pictures[2]} is a file; maps are saved in a folder"
+    assert capsys.readouterr().err == f"attnserve classify: {message}\n"
 
 
 def test_an_unknown_model_or_a_silent_server_is_one_line_and_exit_code_1(

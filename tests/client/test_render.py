@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnserve.canvas import text_width
 from attnserve.heat import JET, normalise, resize_map
 from attnserve.preprocess import CropBox
 from attnserve.render import LARGEST_PANEL, Panel, figure, figure_svg, overlay
@@ -208,6 +209,15 @@ def test_an_svg_figure_holds_text_and_pictures_and_nothing_from_outside() -> Non
     assert re.findall(r"https?://[^\"]*", document) == ["http://www.w3.org/2000/svg"]
     raster = figure(photo, title, [Panel("<script>", RAMP, CropBox(50, 0, 250, 200))], notes=["the foot"])
     assert (root.get("width"), root.get("height")) == (str(raster.width), str(raster.height))
+
+
+def test_a_heading_without_spaces_is_broken_within_the_figure() -> None:
+    path = "photos/" * 40 + "cat.png"
+    document = figure_svg(Image.new("RGB", (300, 200)), path, [])
+    lines = re.findall(r'font-size="21"[^>]*>([^<]*)<', document)
+    assert "".join(lines) == path
+    width = int(re.findall(r' width="(\d+)"', document)[0])
+    assert all(text_width(line, 21) <= width - 2 * 28 for line in lines)
 
 
 def test_a_long_title_ends_before_the_next_panel_begins() -> None:

@@ -205,6 +205,15 @@ def test_the_header_names_as_many_classes_as_top_k_and_the_photo_its_own_size(cl
     assert not any("dog" in text for text in shown)
 
 
+def test_names_and_titles_are_those_of_other_figures(classify: Any, picture: str, tmp_path: Path) -> None:
+    odd = tmp_path / "a\nb\u202egnp.png"
+    odd.write_bytes(Path(picture).read_bytes())
+    assert classify(str(odd), str(odd), "--maps", str(tmp_path / "maps"), "--format", "svg") == 0
+    names = [f"{stem}.{what}.svg" for stem in ("a_b_gnp", "a_b_gnp-1") for what in ("attention", "probabilities")]
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == set(names)
+    assert f"{tmp_path}/a?b?gnp.png" in "".join(texts(tmp_path / "maps" / names[1]))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

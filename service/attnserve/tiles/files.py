@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnserve.errors import ConfigError
 from attnserve.evidence import (
     ATTENTION_NOTE,
     EVIDENCE_NOTE,
@@ -26,7 +25,7 @@ from attnserve.evidence import (
     header,
     percent,
 )
-from attnserve.map_files import MapForm
+from attnserve.map_files import MapForm, Names, folder_of_maps, safe
 from attnserve.preprocess import CropBox
 from attnserve.render import LARGEST_PANEL, Panel, figure, figure_svg
 from attnserve.tiles.result import TiledResult
@@ -52,25 +51,16 @@ class TileFiles:
     """
 
     def __init__(self, folder: Path, form: MapForm) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"maps: {error}") from error
-        self._folder, self._form = folder, form
-        self._taken: set[str] = set()
+        self._folder, self._form = folder_of_maps(folder), form
+        self._names = Names()
         self.written: list[Path] = []
 
     def save(self, image: Path, index: int, source: Source, result: TiledResult, classes: int) -> None:
         """Write the maps of picture number `index`; figures name so many of the best classes, 0 for all.
 
-        Probabilities are drawn of at most `MOST_CLASSES`.
-        A stem that an earlier picture had gets `-<index>` appended. Raises `OSError` where a file cannot be read or
-        written.
+        Probabilities are drawn of at most `MOST_CLASSES`. Raises `OSError` where a file cannot be read or written.
         """
-        stem = image.stem
-        while stem in self._taken:
-            stem = f"{stem}-{index}"
-        self._taken.add(stem)
+        stem = self._names.stem(image, index)
         if self._form == "npy":
             self._save_arrays(stem, result)
         else:
@@ -106,7 +96,7 @@ class TileFiles:
 
     def _path(self, name: str) -> Path:
         """Where a file of this name goes; whoever asks writes it."""
-        path = self._folder / name.replace("/", "_")
+        path = self._folder / safe(name)
         self.written.append(path)
         return path
 
@@ -166,7 +156,7 @@ def _shown(made: StitchedMap, shrunk: float) -> tuple[NDArray[np.float32], CropB
 
 def _title(image: Path, result: TiledResult, classes: int) -> str:
     grid = result.grid
-    lines = header(image.name, result.predictions(top_k=classes), result.model, result.version)
+    lines = header(str(image), result.predictions(top_k=classes), result.model, result.version)
     tiles = f"{len(grid.lefts)} x {len(grid.tops)} tiles of {grid.tile_width} x {grid.tile_height}"
     lines.append(f"{tiles} pixels, every {grid.stride} (width x height)")
     if result.failures:
