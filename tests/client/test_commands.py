@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from attnserve.cli import main
+from attnserve.client import ClientError
+from attnserve.commands.connecting import reaching
 from attnserve.v1 import attention_pb2 as pb
 
 
@@ -55,7 +57,7 @@ def test_a_bad_picture_is_reported_in_its_place_and_the_others_are_answered(
     assert [bool(line["predictions"]) for line in lines] == [True, False, True, False]
     assert [line["version"] for line in lines] == ["3"] * 4
     assert lines[1]["error"] == "INVALID_ARGUMENT: images[0]: not a picture"
-    assert "No such file" in lines[3]["error"]
+    assert lines[3]["error"] == "No such file or directory"
 
 
 def test_the_table_shows_predictions_and_sends_errors_to_stderr(
@@ -212,9 +214,50 @@ def test_an_unknown_model_or_a_silent_server_is_one_line_and_exit_code_1(
     target: str, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["classify", *pictures, "--server", target, "--model", "nope"]) == 1
-    assert capsys.readouterr().err == "attnserve classify: NOT_FOUND: model 'nope' is not served\n"
-    assert main(["classify", *pictures, "--server", "127.0.0.1:1", "--model", "fake"]) == 1
-    assert capsys.readouterr().err.startswith("attnserve classify: UNAVAILABLE: ")
+    assert capsys.readouterr().err == f"attnserve classify: --model: {target} has no 'nope'; choose fake\n"
+    for command in (["classify", *pictures, "--model", "fake"], ["classify", *pictures], ["models"]):
+        assert main([*command, "--server", "127.0.0.1:1"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"attnserve {command[0]}: UNAVAILABLE: ")
+        assert error.endswith("; is a server at 127.0.0.1:1? `attnserve serve` starts one, --server names another\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "hinted"),
+    [
+        ("UNAVAILABLE", "draining", False),
+        ("UNAVAILABLE", "failed to connect to all addresses", True),
+        ("UNAVAILABLE", "DNS resolution failed for nowhere", True),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", True),
+        ("INTERNAL", "failed to connect the dots", False),
+    ],
+)
+def test_only_a_server_that_is_not_there_is_said_to_be_missing(code: str, message: str, hinted: bool) -> None:
+    with pytest.raises(ClientError) as caught, reaching("there:1"):
+        raise ClientError(code, message, 2.0)
+    assert (caught.value.code, caught.value.retry_after_s) == (code, 2.0)
+    assert caught.value.message.startswith(message)
+    assert ("is a server at there:1?" in caught.value.message) is hinted
+
+
+@pytest.mark.parametrize("tiles", [[], ["--tile", "28"]])
+def test_a_folder_among_the_pictures_is_pointed_to_the_report(
+    target: str, tmp_path: Path, tiles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", str(tmp_path), "--server", target, *tiles]) == 1
+    words = "is a folder; `attnserve explain-report` takes one, classify takes files"
+    assert capsys.readouterr().err == f"attnserve classify: {tmp_path}: {words}\n"
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "npy"])
+def test_a_form_of_maps_without_maps_is_refused(
+    target: str, service: Any, pictures: list[str], form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tiles in ([], ["--tile", "28"]):
+        assert main(["classify", pictures[0], "--server", target, "--format", form, *tiles]) == 1
+        message = "--format says how maps are saved: it needs --maps or --explain"
+        assert capsys.readouterr().err == f"attnserve classify: {message}\n"
+    assert service.requests == []
 
 
 @pytest.mark.parametrize("flags", [["--top-k", "-1"], ["--timeout-s", "0"], ["--format", "jpg"]])

@@ -146,8 +146,9 @@ class Client:
     ) -> Iterator[Classification | ClientError]:
         """Classify any number of pictures over one call: one outcome per picture, in order.
 
-        A picture that the server refuses, or that cannot be sent (INVALID_ARGUMENT), is a `ClientError` in its place.
-        The error is raised, and no outcome follows, only when the call as a whole ends early.
+        A picture that the server refuses, or that cannot be sent (INVALID_ARGUMENT, caused by the error of its file
+        or array), is a `ClientError` in its place. The error is raised, and no outcome follows, only when the call as a
+        whole ends early.
 
         Nothing is tried again: a full server's RESOURCE_EXHAUSTED is the picture's outcome, with `retry_after_s`, for
         whoever has the picture may send it again, and a later answer would hold up all that follow. A `max_in_flight`

@@ -108,7 +108,9 @@ def packed(pack: Pack, image: Picture) -> pb.ClassifyRequest | ClientError:
     try:
         return pack([image])
     except (OSError, ValueError) as error:
-        return ClientError("INVALID_ARGUMENT", str(error))
+        refused = ClientError("INVALID_ARGUMENT", str(error))
+        refused.__cause__ = error  # an `OSError` is about the file
+        return refused
 
 
 def check_window(max_in_flight: int) -> None:

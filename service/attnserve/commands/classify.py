@@ -17,6 +17,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from attnserve.commands import classify_tiles, explaining
+from attnserve.commands.connecting import model_of, reason
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object for each picture and line")
     parser.add_argument("--maps", type=Path, metavar="DIR",
                         help=f"save each picture's maps in DIR (with --explain: {EXPLANATIONS})")  # fmt: skip
-    parser.add_argument("--format", choices=("png", "svg", "npy"), default="png",
+    parser.add_argument("--format", choices=("png", "svg", "npy"),
                         help="of the maps: figures, or the arrays as the network gave them (default: png)")  # fmt: skip
     explaining.configure(parser)
     parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
@@ -71,8 +72,10 @@ def run(args: argparse.Namespace) -> int:
     from attnserve.map_files import MapFiles
 
     classify_tiles.check(args)
+    if args.format and not (args.maps or args.explain):
+        raise ConfigError("--format says how maps are saved: it needs --maps or --explain")
     with Client(args.server, timeout_s=args.timeout_s) as client:
-        info = client.model(args.model or only_model(client), args.version)
+        info = model_of(client, args)
         explain = explaining.wish(args, info)
         sites = explaining.sites(args, info)
         folder = args.maps or (EXPLANATIONS if explain else None)
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             return classify_tiles.run(client, info, args, explain, sites, folder)
         if args.maps and not sites and not explain:
             raise ConfigError(f"--maps: {info.name} has no attention sites")
-        maps = MapFiles(folder, args.format, args.top_k) if folder else None
+        maps = MapFiles(folder, args.format or "png", args.top_k) if folder else None
         report: _Report = _JsonLines(info) if args.json else _Table(args.images, info)
         failed = 0
         found = outcomes(
@@ -106,14 +109,6 @@ def run(args: argparse.Namespace) -> int:
     if maps and maps.written:
         print(f"{len(maps.written)} files written to {folder}: {maps.written[0].name} ...", file=report.notes)
     return 1 if failed else 0
-
-
-def only_model(client: Client) -> str:
-    """The one model that is ready. Raises `ConfigError` where there are several, or none."""
-    names = sorted({status.name for status in client.models() if status.ready})
-    if len(names) != 1:
-        raise ConfigError(f"--model: choose one of {', '.join(names)}" if names else "the server has no model ready")
-    return names[0]
 
 
 def outcomes(
@@ -172,7 +167,7 @@ class _JsonLines:
         self._print(image, predictions, None)
 
     def failed(self, image: str, error: ClientError) -> None:
-        self._print(image, [], str(error))
+        self._print(image, [], reason(error))
 
     def finish(self) -> None:
         pass
@@ -206,7 +201,7 @@ class _Table:
         self._timings.append(answer.timings)
 
     def failed(self, image: str, error: ClientError) -> None:
-        print(f"attnserve classify: {image}: {error}", file=sys.stderr)
+        print(f"attnserve classify: {image}: {reason(error)}", file=sys.stderr)
 
     def finish(self) -> None:
         line = f"{len(self._timings)} of {self._pictures} pictures answered"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnserve.commands.connecting import reason
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(
     from attnserve.tiles.files import TileFiles
 
     prepare()  # the user's own pictures may have more pixels than Pillow's limit
-    files = TileFiles(folder, args.format) if folder else None
+    files = TileFiles(folder, args.format or "png") if folder else None
     report = _JsonLines(info, args.top_k) if args.json else _Table(info, args.top_k, args.images)
     failed = 0
     for index, image in enumerate(args.images):
@@ -130,7 +131,7 @@ class _JsonLines:
         return not result.failures
 
     def failed(self, image: str, error: Exception) -> None:
-        self._print(image, (), (), str(error), None)
+        self._print(image, (), (), reason(error), None)
 
     def _print(
         self,
@@ -177,7 +178,7 @@ class _Table:
         return missing is None
 
     def failed(self, image: str, error: Exception) -> None:
-        print(f"attnserve classify: {image}: {error}", file=sys.stderr)
+        print(f"attnserve classify: {image}: {reason(error)}", file=sys.stderr)
 
     def _row(self, image: str, rank: str, label: str, mean: str, greatest: str) -> None:
         image = "".join(each if each.isprintable() else "?" for each in image)  # a name must not steer the terminal

@@ -83,13 +83,13 @@ def _names(text: str) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the card where one is named; 1 if a file could not be read."""
     from attnserve.client import Client
-    from attnserve.commands.classify import only_model
+    from attnserve.commands.connecting import model_of
 
     given = [flag for flag in ("layer", "sites", "foreground", "write_card") if getattr(args, flag)]
     if given and not args.faithfulness:
         raise ConfigError(f"--{given[0].replace('_', '-')}: needs --faithfulness")
     with Client(args.server, timeout_s=args.timeout_s) as client:
-        info = client.model(args.model or only_model(client), args.version)
+        info = model_of(client, args)
         card = _card_of(args.write_card, info) if args.write_card else None
         result = _measured(args, client, info)
     if args.json:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnserve.commands import explaining
-from attnserve.commands.classify import count, only_model, outcomes, seconds
+from attnserve.commands.classify import count, outcomes, seconds
+from attnserve.commands.connecting import model_of, reason
 from attnserve.errors import ConfigError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise ConfigError(f"--output: {args.output} cannot be written: it must be a file in a folder that exists")
     with Client(args.server, timeout_s=args.timeout_s) as client:
-        info = client.model(args.model or only_model(client), args.version)
+        info = model_of(client, args)
         layers = explaining.layers(args.layer, info)
         method = explaining.method_of(args.method, layers, info)
         rows = _rows(client, info, items(args.folder, info.labels), args)
@@ -95,7 +96,7 @@ def _rows(client: Client, info: ModelInfo, items: Sequence[Item], args: argparse
     paths = [item.path for item in items]
     found = outcomes(client, paths, args.timeout_s, model=info.name, version=info.version, top_k=args.top_k)
     return [
-        Row(item, error=str(outcome)) if isinstance(outcome, ClientError) else Row(item, outcome.predictions)
+        Row(item, error=reason(outcome)) if isinstance(outcome, ClientError) else Row(item, outcome.predictions)
         for item, outcome in zip(items, found, strict=True)
     ]
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from attnserve.commands.connecting import reaching
+
 if TYPE_CHECKING:
     from attnserve.client import Client, ModelStatus, SiteInfo
 
@@ -21,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one row for each model version, why one is not ready, and where a ready one's newer files failed."""
     from attnserve.client import Client
 
-    with Client(args.server) as client:
+    with Client(args.server) as client, reaching(args.server):
         statuses = client.models()
         rows = [_HEADER, *(_row(client, status) for status in statuses)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
