@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from attnserve.client import (
     Classification,
     Client,
     ClientError,
+    Explain,
     ModelStatus,
     Picture,
     Prediction,
@@ -212,6 +214,34 @@ def test_an_unknown_attention_level_is_refused_with_the_choices(client: Client, 
     wrong: Any = "foo"
     with pytest.raises(ValueError, match="attention must be one of none, summary, full, got 'foo'"):
         list(getattr(client, way)([b"cat"], model="fake", attention=wrong))
+
+
+@pytest.mark.parametrize("way", ["classify", "classify_stream"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"classes": ["Shirt"]}, TypeError, "explain: classes must be whole numbers, got 'Shirt'; `ModelInfo.labels"),
+        ({"classes": "Shirt"}, TypeError, "explain: classes must be a sequence of class indices, got 'Shirt'"),
+        ({"classes": 6}, TypeError, "explain: classes must be a sequence of class indices, got 6"),
+        ({"classes": [1.5]}, TypeError, "explain: classes must be whole numbers, got 1.5"),
+        ({"classes": [-1]}, ValueError, "explain: classes must be from 0 to 4294967295, got -1"),
+        ({"top_k": "2"}, TypeError, "explain: top_k must be whole numbers, got '2'"),
+        ({"layers": "last"}, TypeError, "explain: layers must be a sequence of names, got 'last'"),
+        ({"layers": [3]}, TypeError, "explain: layers must be a sequence of names"),
+        ({"method": None}, TypeError, "explain: method must be a name, got None"),
+    ],
+)
+def test_a_wrong_wish_for_evidence_names_its_field(
+    client: Client, way: str, wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        list(getattr(client, way)([b"cat"], model="fake", explain=Explain(**wrong)))
+
+
+def test_class_indices_may_be_numpy_s(client: Client, service: Any) -> None:
+    (answer,) = client.classify([b"cat"], model="fake", explain=Explain(["last"], classes=np.array([1, 0])))
+    assert [each.class_index for each in answer.explanations] == [1, 0]
+    assert list(service.requests[0].explain.classes) == [1, 0]
 
 
 def test_an_answer_holds_predictions_maps_and_the_view(client: Client) -> None:

@@ -134,7 +134,7 @@ class AsyncClient:
         (`contextlib.aclosing`), or the call lasts until the generator is collected.
         """
         check_window(max_in_flight)
-        check_choices(attention, maps)
+        check_choices(attention, maps, explain)
         pack = partial(
             to_request,
             model=model,

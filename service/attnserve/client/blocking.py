@@ -158,7 +158,7 @@ class Client:
         choose 1 for a live source. `timeout_s` spans the whole stream: give it the time that all pictures need.
         """
         check_window(max_in_flight)
-        check_choices(attention, maps)
+        check_choices(attention, maps, explain)
         pack = partial(
             to_request,
             model=model,

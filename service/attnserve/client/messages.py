@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from attnserve.client.checks import check_explain
 from attnserve.preprocess import CropBox
 from attnserve.v1 import attention_pb2 as pb
 
@@ -266,12 +267,12 @@ def to_request(
 ) -> pb.ClassifyRequest:
     """One request for all `images`.
 
-    Raises `ValueError` for a bad array, level or form, `OSError` for an unreadable file, `TypeError` for what is no
-    picture.
+    Raises `ValueError` for a bad array, level, form or class index, `OSError` for an unreadable file, `TypeError` for
+    what is no picture and for a field of `explain` of another type.
     """
     if isinstance(images, bytes | str):  # whose items are something else
         raise TypeError(f"images must be a sequence of pictures, got one {type(images).__name__}")
-    check_choices(attention, maps)
+    check_choices(attention, maps, explain)
     return pb.ClassifyRequest(
         model=model,
         version=version,
@@ -283,12 +284,14 @@ def to_request(
     )
 
 
-def check_choices(attention: str, maps: MapStyle) -> None:
-    """Raise `ValueError` for what is no `AttentionLevel` or no `MapForm`."""
+def check_choices(attention: str, maps: MapStyle, explain: Explain | None) -> None:
+    """Raise `ValueError` for what is no level, form or class index, `TypeError` for other wrong fields of `explain`."""
     if attention not in _LEVELS:
         raise ValueError(f"attention must be one of {', '.join(_LEVELS)}, got {attention!r}")
     if maps.form not in _FORMS:
         raise ValueError(f"maps: form must be one of {', '.join(_FORMS)}, got {maps.form!r}")
+    if explain is not None:
+        check_explain(explain)
 
 
 def _to_explain(explain: Explain) -> pb.ExplainOptions:
