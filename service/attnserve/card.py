@@ -131,6 +131,8 @@ class Explanation:
         for number in (self.channels, self.height, self.width, self.stride):
             if type(number) is not int or number < 1:
                 raise ConfigError(f"explain {self.layer!r}: numbers must be whole and positive, got {number!r}")
+        if isinstance(self.methods, str) or not self.methods:
+            raise ConfigError(f"explain {self.layer!r}: methods must be a list of names, got {self.methods!r}")
         object.__setattr__(self, "methods", tuple(self.methods))
 
 

@@ -55,6 +55,7 @@ class ServeConfig:
     workers: int = _option(0, "workers per model, at most 1024; 0 is one per usable core on a CPU, and one on a GPU")
     decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
+    max_reply_bytes: int = _option(64 * MIB, "most bytes of maps in one reply; what would be larger is refused")
     max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
     max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
     max_images_per_request: int = _option(1024, "most pictures in one request")
@@ -92,8 +93,9 @@ class ServeConfig:
         for name in ("workers", "decode_threads"):
             if getattr(self, name) > MOST_THREADS:
                 raise ConfigError(f"{name} must be at most {MOST_THREADS}, got {getattr(self, name)}")
-        for name in ("max_request_bytes", "max_image_bytes", "max_image_pixels", "max_images_per_request",
-                     "max_pending_images", "max_pending_bytes", "default_timeout_s", "repository_poll_s"):  # fmt: skip
+        for name in ("max_request_bytes", "max_reply_bytes", "max_image_bytes", "max_image_pixels",
+                     "max_images_per_request", "max_pending_images", "max_pending_bytes", "default_timeout_s",
+                     "repository_poll_s"):  # fmt: skip
             if not getattr(self, name):
                 raise ConfigError(f"{name} must be positive")
         if self.otel_endpoint and not re.fullmatch(r"https?://[^/\s]+", self.otel_endpoint):

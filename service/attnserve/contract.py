@@ -185,6 +185,7 @@ class Call:
         request_id, trace: By what name the call is known, see `correlation`.
         level: Priority class, 1 first; 0 is the model's default.
         model, images, timings: Filled in on the way, for the listener.
+        reply_bytes: Of the maps in the answer, at most; what a reader who is slow makes the server hold.
         confidences, entropies: Of the answer, see `drift`; None and empty where they would have to be computed first.
         code: Canonical status name once answered.
     """
@@ -207,6 +208,7 @@ class Call:
         "listener",
         "method",
         "model",
+        "reply_bytes",
         "request_id",
         "started_at",
         "timings",
@@ -237,6 +239,7 @@ class Call:
         self.model: ModelKey | None = None
         self.level = 0
         self.images = 0
+        self.reply_bytes = 0
         self.timings = Timings()
         self.confidences: NDArray[np.float32] | None = None
         self.entropies: dict[str, NDArray[np.float32]] = {}

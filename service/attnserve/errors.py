@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MOST_TEXT_BYTES = 1000
+"""Of a message: it may quote what a caller wrote, and gRPC sends it as a header, of which 8 KiB are taken."""
+
+
+def _shortened(text: str) -> str:
+    encoded = text[:MOST_TEXT_BYTES].encode(errors="replace")
+    if len(text) <= MOST_TEXT_BYTES and len(encoded) <= MOST_TEXT_BYTES:
+        return text
+    return encoded[:MOST_TEXT_BYTES].decode(errors="ignore") + "..."
+
 
 class AttnserveError(Exception):
     """A failure whose message is written for the caller.
@@ -22,7 +32,7 @@ class AttnserveError(Exception):
     drop_reason: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_shortened(message))
         self.retry_after_s = retry_after_s
 
 

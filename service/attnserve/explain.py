@@ -7,6 +7,7 @@ the scheduler needs to know nothing of them. A request's layers are run one afte
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from attnserve.card import LAST, Explanation
 from attnserve.contract import Call, Entry, Outputs
-from attnserve.errors import AttnserveError, DoesNotFit, Internal, Unavailable
+from attnserve.errors import AttnserveError, ConfigError, Internal, Unavailable
 from attnserve.guard import guarded
 from attnserve.postprocess import top_k
-from attnserve.scheduler import Scheduler
+from attnserve.scheduler import Estimate, Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ FEATURES = "features"
 
 CLASS_INDEX = "class_index"
 _PROBABILITIES = "probabilities"
+
+RETRY_S = 10.0
+"""After a graph could not be loaded: a shortage passes, and a file that is wrong may be put right."""
 
 Load = Callable[[], Scheduler]
 """Loads one layer's graph and starts its workers; blocks. Raises `ConfigError` where it cannot be run."""
@@ -132,17 +136,15 @@ class Explainers:
         layers: Sequence[tuple[Explanation, Load]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._layers = {layer.layer: _Layer(layer, load) for layer, load in layers}
+        self._layers = {layer.layer: _Layer(layer, load, clock) for layer, load in layers}
         self._clock = clock
 
-    def predicted_s(self, wish: Wish, client: str, level: int, images: int) -> float:
-        """Seconds until the wish would be fulfilled for so many images, as far as its layers are loaded."""
+    def estimate(self, wish: Wish, client: str, level: int, images: int) -> Estimate:
+        """What the wish would meet for so many images, as far as its layers are loaded: they follow each other."""
         loaded = [self._layers[layer.layer].scheduler for layer in wish.layers]
-        return sum(
-            sum(scheduler.estimate(client, level, images * wish.rows_per_image))
-            for scheduler in loaded
-            if scheduler is not None
-        )
+        rows = images * wish.rows_per_image
+        each = [scheduler.estimate(client, level, rows) for scheduler in loaded if scheduler is not None]
+        return Estimate(sum(one.wait_s for one in each), sum(one.run_s for one in each))
 
     def explain(
         self, wish: Wish, images: NDArray[np.uint8], outputs: Outputs, call: Call, on_explained: OnExplained
@@ -193,16 +195,18 @@ class Explainers:
 
 
 class _Layer:
-    """One layer's graph: not loaded, being loaded with calls that wait for it, loaded, or refused for good."""
+    """One layer's graph: not loaded, being loaded with calls that wait for it, loaded, or refused for a while."""
 
-    def __init__(self, layer: Explanation, load: Load) -> None:
+    def __init__(self, layer: Explanation, load: Load, clock: Callable[[], float]) -> None:
         self._layer = layer
         self._load = load
+        self._clock = clock
         self._lock = threading.Lock()
         self._waiting: list[tuple[Call, Callable[[Scheduler], None]]] = []
         self._loading = False
         self._closed = False
-        self._refusal = ""
+        self._reason = f"explain.layers: {layer.layer!r} cannot be loaded; see the server's log"
+        self._refused_until = -math.inf
         self.scheduler: Scheduler | None = None
 
     def when_loaded(self, call: Call, step: Callable[[Scheduler], None]) -> None:
@@ -213,13 +217,13 @@ class _Layer:
         with self._lock:
             if self._closed:
                 raise Unavailable("the model is being unloaded")
-            if self._refusal:
-                raise Unavailable(self._refusal)
+            if self._clock() < self._refused_until:
+                raise Unavailable(self._reason)
             if self.scheduler is None:
-                self._waiting.append((call, step))
-                if not self._loading:
-                    self._loading = True
+                if not self._loading:  # started while the lock is held: a thread that does not start leaves no trace
                     threading.Thread(target=self._open, name=f"explain-{self._layer.layer}", daemon=True).start()
+                    self._loading = True
+                self._waiting.append((call, step))
                 return
         step(self.scheduler)
 
@@ -250,12 +254,11 @@ class _Layer:
 
     def _opened(self) -> tuple[Scheduler | None, AttnserveError | None]:
         """The scheduler, or what those who wait are told."""
-        reason = f"explain.layers: {self._layer.layer!r} cannot be loaded; see the server's log"
         try:
             return self._load(), None
-        except DoesNotFit as error:  # later there may be room
+        except ConfigError as error:
             log.error("%s", error)
         except Exception:  # onnxruntime raises many unrelated types, and no call may wait for ever
             log.exception("the explaining graph of %s cannot be loaded", self._layer.layer)
-            self._refusal = reason
-        return None, Unavailable(reason)
+        self._refused_until = self._clock() + RETRY_S
+        return None, Unavailable(self._reason)

@@ -21,17 +21,6 @@ class QuietListener:
         """See `Listener`."""
 
 
-class Drops(QuietListener):
-    """Passes on what was dropped and nothing else: batches of explaining graphs are none of the model's own."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-
-    def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
-        """See `Listener`."""
-        self._listener.dropped(model, reason, rows)
-
-
 class Listeners:
     """Passes every fact on to each listener, in order."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
-from attnserve.listeners import Drops
+from attnserve.listeners import QuietListener
 from attnserve.model_config import policy_of
 from attnserve.models import Model
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
@@ -102,14 +103,19 @@ class Loader:
         """Load one explaining graph, verify it once more, and start its workers; blocks."""
         path = files.folder / layer.file
         try:
+            status = path.stat()
+            reason = memory.refusal(
+                int(memory.FILE_FACTOR * status.st_size), self._reserve_bytes, self._available_bytes()
+            )
+            if reason:
+                raise DoesNotFit(f"{path}: {reason}")
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                raise ConfigError(f"{path}: it is no file")
             data = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: {error}") from error
         if hashlib.sha256(data).hexdigest() != files.card.files[layer.file]:
             raise ConfigError(f"{path}: it is not the file any more whose SHA-256 the card says")
-        reason = memory.refusal(int(memory.FILE_FACTOR * len(data)), self._reserve_bytes, self._available_bytes())
-        if reason:
-            raise DoesNotFit(f"{path}: {reason}")
         started = time.monotonic()
         backend = ExplainingBackend(path, data, layer, provider)
         view = files.card.preprocessing
@@ -121,7 +127,9 @@ class Loader:
         queue: BatchQueue[Entry] = BatchQueue(replace(policy_of(files.config), max_queue_delay_s=0.0), table)
         log.info("model %s version %s: explains by %s, loaded in %.2f s", *files.key, layer.layer,
                  time.monotonic() - started)  # fmt: skip
-        return Scheduler(files.key, [backend] * workers, queue, Drops(self._listener))
+        return Scheduler(
+            files.key, [backend] * workers, queue, QuietListener()
+        )  # batches and drops are none of the model's own
 
     def _check_it_fits(self, path: Path, config: pb.ModelConfig, previous: Model | None) -> int:
         """The file's size; raises `DoesNotFit`."""

@@ -80,7 +80,9 @@ class Pipeline:
         """
         preprocessing = model.files.card.preprocessing
         views = self._decode_pool.views_at_once(sources, preprocessing)
-        size_bytes = sum(map(_size_bytes, sources)) + (wish.bytes_per_image * len(sources) if wish else 0)
+        view_bytes = 3 * preprocessing.height * preprocessing.width
+        size_bytes = sum(max(_size_bytes(source), view_bytes) for source in sources) + call.reply_bytes
+        size_bytes += wish.bytes_per_image * len(sources) if wish else 0
         self._admit(model, len(sources), size_bytes, call, decoding=views is None, wish=wish)
         decoding_since = self._clock()
 
@@ -133,7 +135,8 @@ class Pipeline:
         if decoding:  # the slower of the two is what a request waits for
             wait_s = max(wait_s, self._decode_pool.predicted_wait_s(call.client, call.level, images))
         if wish is not None:
-            run_s += model.explainers.predicted_s(wish, call.client, call.level, images)
+            explaining = model.explainers.estimate(wish, call.client, call.level, images)
+            wait_s, run_s = wait_s + explaining.wait_s, run_s + explaining.run_s
         slack_s = call.deadline - self._clock()
         most = limits.max_queue_size or math.inf
         if images > most:  # it would not fit into an empty queue either

@@ -161,7 +161,7 @@ class Server:
 
     def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:
         most = self._config.max_images_per_request
-        own = AttentionHandlers(models, pipeline, most)
+        own = AttentionHandlers(models, pipeline, most, self._config.max_reply_bytes)
         protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
         return [*own.methods(), *protocol.methods(), *ModelRepositoryHandlers(control).methods()]
 

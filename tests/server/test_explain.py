@@ -317,3 +317,25 @@ def test_a_graph_that_was_tampered_with_is_not_run_and_the_model_goes_on(reposit
         assert len(client.classify(photos, model="bad")) == len(photos)
         assert client.classify(photos, model="bad", explain=Explain(layers=["layer3"]))[0].explanations
     assert "it is not the file any more" in server.log
+
+
+def test_a_small_request_for_more_maps_than_a_reply_may_hold_is_refused(repository, start_server):
+    """200 pictures of a pixel would bring the maps of 200 views, for each class and site."""
+    dots = [np.zeros((1, 1, 3), np.uint8)] * 200
+    wanted = {"model": "net", "attention": "full", "explain": Explain(top_k=5), "maps": MapStyle("normalised")}
+    flags = ("--max-reply-bytes", "1000000", "--no-exit-on-error")
+    with start_server(*flags, repository=repository) as server, Client(server.grpc) as client:
+        with pytest.raises(ClientError, match=r"at most 1000000 are \(max_reply_bytes\): ask for fewer") as caught:
+            client.classify(dots, **wanted)
+        assert caught.value.code == "INVALID_ARGUMENT"
+        assert len(client.classify(dots[:1], **wanted)) == 1
+
+
+def test_a_name_without_end_is_quoted_in_part(connected, photos):
+    for method in ("x" * 1_000_000, "\N{FACE WITH TEARS OF JOY}" * 2000):
+        with pytest.raises(ClientError, match=r"explain\.method") as caught:
+            connected.classify(photos[:1], model="net", explain=Explain(method=method))
+        assert caught.value.code == "INVALID_ARGUMENT"
+        (outcome,) = connected.classify_stream(photos[:1], model="net", explain=Explain(method=method))
+        assert outcome.code == "INVALID_ARGUMENT"
+        assert len(str(outcome)) < 1100

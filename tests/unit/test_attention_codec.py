@@ -12,7 +12,15 @@ from PIL import Image
 
 from attnserve import drift
 from attnserve.card import Card, Explanation, Preprocessing, Site
-from attnserve.codec.attention import image_results, outputs_for, sites_of, sources_of, timings_message, wish_of
+from attnserve.codec.attention import (
+    image_results,
+    outputs_for,
+    reply_bytes,
+    sites_of,
+    sources_of,
+    timings_message,
+    wish_of,
+)
 from attnserve.codec.maps import MapStyle, Stack, style_of
 from attnserve.contract import Timings
 from attnserve.decode import Picture
@@ -282,6 +290,36 @@ def test_a_wish_that_cannot_be_fulfilled_is_refused_with_the_choices(options, me
     with pytest.raises(InvalidArgument) as caught:
         wish(**options)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("field", "most"), [("layers", 1024), ("classes", 99)])
+def test_names_by_the_million_are_counted_and_not_looked_at(field, most):
+    named = ["last"] * 2000 if field == "layers" else [0] * 2000
+    with pytest.raises(InvalidArgument) as caught:
+        wish(**{field: named})
+    assert str(caught.value) == f"explain.{field}: at most {most}, got 2000"
+
+
+def test_sites_by_the_million_are_counted_and_not_looked_at():
+    with pytest.raises(InvalidArgument, match=r"attention\.sites: at most 1024, got 2000"):
+        sites_of(pb.AttentionOptions(level=FULL, sites=["bam1"] * 2000), SITES)
+
+
+@pytest.mark.parametrize(
+    ("form", "level", "expected"),
+    [
+        (pb.MAP_FORM_RAW, SUMMARY, 4 * 6 * 3 + 4 * 6 * 4),  # one map of CBAM, two of BAM; two classes by two layers
+        (pb.MAP_FORM_RAW, FULL, 4 * 6 * 3 + 4 * 6 * 4 + 4 * (CBAM.channels + ADD.channels)),
+        (pb.MAP_FORM_NORMALISED, SUMMARY, 4 * 16 * 24 * (3 + 4)),
+        (pb.MAP_FORM_OVERLAY, SUMMARY, 3 * 16 * 24 * (3 + 4)),
+    ],
+)
+def test_the_bytes_of_a_reply_are_known_before_anything_is_run(form, level, expected):
+    options = {"attention": pb.AttentionOptions(level=level), "maps": pb.MapOptions(form=form)}
+    request = pb.ClassifyRequest(images=[pb.Image()] * 5, **options)
+    asked = wish(layers=["last", "layer3"], top_k=2)
+    assert reply_bytes(request, EXPLAINED, [CBAM, ADD], asked) == 5 * expected
+    assert reply_bytes(request, EXPLAINED, [], None) == 0
 
 
 def test_explanations_come_by_layer_and_then_by_class():

@@ -37,6 +37,13 @@ def changed(**fields) -> str:
     return json.dumps({name: value for name, value in raw.items() if value is not None})
 
 
+@pytest.mark.parametrize("methods", ["gradcam", [], [1]])
+def test_a_graph_s_methods_are_a_list_of_names(methods):
+    graph = {"layer": "last", "file": "explain/last.onnx", "stride": 8, "height": 2, "width": 3, "channels": 4}
+    with pytest.raises(ConfigError, match="explain"):
+        Card.from_json(changed(explain=[{**graph, "methods": methods}]))
+
+
 def test_a_card_survives_the_way_through_json():
     again = Card.from_json(CARD.to_json())
     assert again == CARD

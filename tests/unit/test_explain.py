@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from attnserve.card import Explanation
-from attnserve.errors import Cancelled, ConfigError, DeadlineExceeded, DoesNotFit, Unavailable
-from attnserve.explain import Explainers, Wish, record_of
+from attnserve.errors import Cancelled, ConfigError, DeadlineExceeded, DoesNotFit, Internal, Unavailable
+from attnserve.explain import RETRY_S, Explainers, Wish, record_of
 from attnserve.guard import guarded
 
 LAST = Explanation("last", "explain/last.onnx", 8, 1, 2, 4, ("gradcam", "layercam"))
@@ -135,7 +135,7 @@ def test_a_graph_is_loaded_once_however_many_ask_meanwhile(explain, loads, mailb
     assert all(len(each.message) == 1 for each in [*asked, later])
 
 
-def test_a_graph_that_cannot_be_loaded_fails_its_calls_now_and_later(explain, loads, mailbox, caplog):
+def test_a_graph_that_cannot_be_loaded_fails_its_calls_now_and_for_a_while(explain, loads, mailbox, caplog):
     loads.make = lambda: (_ for _ in ()).throw(ConfigError("secret path"))
     first = explain(wish())
     mailbox.open_until(lambda: first.answers)
@@ -147,16 +147,30 @@ def test_a_graph_that_cannot_be_loaded_fails_its_calls_now_and_later(explain, lo
     assert "secret path" in caplog.text
 
 
-def test_a_graph_for_which_there_was_no_room_is_tried_again(explain, loads, mailbox):
+@pytest.mark.parametrize("failure", [DoesNotFit("no room"), ConfigError("too many open files"), RuntimeError("bug")])
+def test_a_graph_that_could_not_be_loaded_is_tried_again_after_a_while(explain, loads, mailbox, clock, failure):
     good = loads.make
-    loads.make = lambda: (_ for _ in ()).throw(DoesNotFit("no room"))
+    loads.make = lambda: (_ for _ in ()).throw(failure)
     first = explain(wish())
     mailbox.open_until(lambda: first.answers)
     assert isinstance(first.error, Unavailable)
     loads.make = good
-    second = explain(wish())
-    mailbox.open_until(lambda: second.answers)
-    assert second.message
+    clock.advance(RETRY_S - 0.1)
+    assert isinstance(explain(wish()).error, Unavailable)
+    clock.advance(0.2)
+    later = explain(wish())
+    mailbox.open_until(lambda: later.answers)
+    assert later.message
+    assert loads.count == 2
+
+
+def test_a_thread_that_does_not_start_leaves_nobody_waiting(explain, mailbox, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no more threads")))
+        assert isinstance(explain(wish()).error, Internal)
+    later = explain(wish())
+    mailbox.open_until(lambda: later.answers)
+    assert later.message
 
 
 def test_a_caller_that_goes_away_while_the_graph_loads_is_not_run(explain, loads, engine, mailbox):
@@ -225,8 +239,8 @@ def test_the_time_that_it_took_is_told(explain, engine, mailbox, clock):
     assert asked.call.timings.explain_s == 3
 
 
-def test_predictions_know_only_what_is_loaded(explainers, explain, mailbox, engine, clock):
-    assert explainers.predicted_s(wish(), "a", 1, 5) == 0
+def test_estimates_know_only_what_is_loaded(explainers, explain, mailbox, engine, clock):
+    assert explainers.estimate(wish(), "a", 1, 5) == (0, 0)
     engine.go.clear()
     asked = explain(wish())
     mailbox.open()  # the graph is there, and its first batch runs
@@ -235,8 +249,15 @@ def test_predictions_know_only_what_is_loaded(explainers, explain, mailbox, engi
     clock.advance(4)
     engine.go.set()
     mailbox.open_until(lambda: asked.answers)
-    assert explainers.predicted_s(wish(), "a", 1, 2) == 4  # a batch of two, as measured
-    assert explainers.predicted_s(wish(LAST, THIRD), "a", 1, 2) == 4
+    assert explainers.estimate(wish(), "a", 1, 2) == (0, 4)  # a batch of two, as measured, and nothing before it
+    assert explainers.estimate(wish(LAST, THIRD), "a", 1, 2) == (0, 4)
+    engine.go.clear()
+    running = explain(wish())
+    while len(engine.batches) < 2:
+        pass
+    assert explainers.estimate(wish(), "a", 1, 2) == (4, 4)
+    engine.go.set()
+    mailbox.open_until(lambda: running.answers)
 
 
 def test_what_a_wish_weighs_is_the_rows_of_its_largest_layer():

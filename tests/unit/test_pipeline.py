@@ -178,12 +178,17 @@ def test_a_full_house_refuses_at_once_and_the_refusal_is_counted(pipeline, model
 
 
 def test_bytes_in_the_house_are_bounded_too(pipeline, model, ask, admission):
-    admission.admit("other", 0, 1983, wait_s=0, run_s=0, slack_s=1)
+    """A picture weighs its file or its view of 2 x 3 x 3 bytes, whichever is more; and the maps of the reply count."""
+    admission.admit("other", 0, 1964, wait_s=0, run_s=0, slack_s=1)
     with pytest.raises(Overloaded):
-        pipeline.run_sources(model, [bytes(9), bytes(9)], OUTPUTS, ask().call, pytest.fail)
+        pipeline.run_sources(model, [bytes(19), bytes(9)], OUTPUTS, ask().call, pytest.fail)
     with pytest.raises(Overloaded):
-        pipeline.run_images(model, views(1), OUTPUTS, ask().call, pytest.fail)  # 2 x 3 x 3 bytes
-    pipeline.run_sources(model, [bytes(8), bytes(9)], OUTPUTS, ask().call, pytest.fail)
+        pipeline.run_images(model, views(1, 2, 3), OUTPUTS, ask().call, pytest.fail)
+    answered_at_length = ask().call
+    answered_at_length.reply_bytes = 1
+    with pytest.raises(Overloaded):
+        pipeline.run_sources(model, [bytes(9), bytes(9)], OUTPUTS, answered_at_length, pytest.fail)
+    pipeline.run_sources(model, [bytes(9), bytes(9)], OUTPUTS, ask().call, pytest.fail)
 
 
 def test_the_retry_is_told_from_the_scheduler_s_pace(pipeline, model, puppet, ask, mailbox, clock):

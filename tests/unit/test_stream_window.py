@@ -12,9 +12,9 @@ from attnserve.transport.stream_window import MOST_BYTES, MOST_IMAGES, MOST_REQU
 MOMENT_S = 0.05
 
 
-def begun(images: int = 1, size: int = 100) -> Begun:
+def begun(images: int = 1, size: int = 100, reply: int = 0) -> Begun:
     cancelled: list[bool] = []
-    call = SimpleNamespace(images=images, cancelled=cancelled, cancel=lambda: cancelled.append(True))
+    call = SimpleNamespace(images=images, reply_bytes=reply, cancelled=cancelled, cancel=lambda: cancelled.append(True))
     return Begun(SimpleNamespace(ByteSize=lambda: size), call, asyncio.get_running_loop().create_future())
 
 
@@ -34,6 +34,8 @@ async def is_full(window: StreamWindow) -> bool:
         ({"images": 1024}, 1),
         ({"size": MOST_BYTES // 2}, 2),
         ({"size": 10 * MOST_BYTES}, 1),
+        ({"reply": MOST_BYTES // 2}, 2),
+        ({"reply": 10 * MOST_BYTES}, 1),
     ],
 )
 def test_it_is_full_at_so_many_requests_pictures_or_bytes_and_has_room_when_one_is_sent(one, count):

@@ -18,6 +18,9 @@ from attnserve.explain import Explained, Wish
 from attnserve.postprocess import combined_bam, largest, top_k
 from attnserve.v1 import attention_pb2 as pb
 
+MOST_NAMES = 1024
+"""Of sites or layers in one request, repeated ones included."""
+
 _TOP_CHANNELS = 8
 
 
@@ -60,6 +63,8 @@ def sites_of(options: pb.AttentionOptions, available: Sequence[Site]) -> list[Si
         raise InvalidArgument(f"attention.level: unknown {options.level}; choose {', '.join(pb.AttentionLevel.keys())}")
     if not options.sites:
         return list(available)
+    if len(options.sites) > MOST_NAMES:
+        raise InvalidArgument(f"attention.sites: at most {MOST_NAMES}, got {len(options.sites)}")
     by_name = {site.name: site for site in available}
     unknown = [name for name in options.sites if name not in by_name]
     if unknown:
@@ -82,6 +87,9 @@ def wish_of(request: pb.ClassifyRequest, card: Card, max_rows: int) -> Wish | No
     if not request.HasField("explain"):
         return None
     options, available = request.explain, {layer.layer: layer for layer in card.explain}
+    for field, named, most in (("layers", options.layers, MOST_NAMES), ("classes", options.classes, max_rows)):
+        if len(named) > most:  # looked at before they are: there may be tens of millions
+            raise InvalidArgument(f"explain.{field}: at most {most}, got {len(named)}")
     names = list(dict.fromkeys(options.layers)) or list(available)[:1] or [LAST]
     if unknown := [name for name in names if name not in available]:
         raise InvalidArgument(f"explain.layers: unknown {unknown[0]!r}; the model has {', '.join(available) or 'none'}")
@@ -102,6 +110,21 @@ def wish_of(request: pb.ClassifyRequest, card: Card, max_rows: int) -> Wish | No
     if rows > max_rows:
         raise InvalidArgument(f"explain: at most {max_rows} images times classes in one request, got {rows}")
     return wish
+
+
+def reply_bytes(request: pb.ClassifyRequest, card: Card, sites: Sequence[Site], wish: Wish | None) -> int:
+    """Bytes of the maps in the reply, about; drawn ones as if PNG saved nothing."""
+    style, view = style_of(request.maps), card.preprocessing
+    per_pixel: dict[int, int] = {pb.MAP_FORM_RAW: 0, pb.MAP_FORM_NORMALISED: 4}
+    drawn = per_pixel.get(style.form, 3) * view.height * view.width
+    total = 0
+    for site in sites:
+        maps = (1 if site.spatial else 0) + (1 if site.kind == "bam" else 0)
+        total += maps * (drawn or 4 * site.height * site.width)
+        total += 4 * site.channels if site.channel and request.attention.level == pb.ATTENTION_LEVEL_FULL else 0
+    for layer in wish.layers if wish else ():
+        total += (wish.rows_per_image if wish else 0) * (drawn or 4 * layer.height * layer.width)
+    return total * len(request.images)
 
 
 def image_results(

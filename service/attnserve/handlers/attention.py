@@ -9,7 +9,7 @@ from attnserve.codec import attention as codec
 from attnserve.codec.maps import style_of
 from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
-from attnserve.errors import AttnserveError
+from attnserve.errors import AttnserveError, InvalidArgument
 from attnserve.explain import Explained
 from attnserve.handlers.table import Method
 from attnserve.lifecycle import READY
@@ -25,12 +25,14 @@ class AttentionHandlers:
 
     Args:
         max_images: Most pictures in one request.
+        max_reply_bytes: Most bytes of maps in one reply.
     """
 
-    def __init__(self, models: Models, pipeline: Pipeline, max_images: int) -> None:
+    def __init__(self, models: Models, pipeline: Pipeline, max_images: int, max_reply_bytes: int = 64 << 20) -> None:
         self._models = models
         self._pipeline = pipeline
         self._max_images = max_images
+        self._max_reply_bytes = max_reply_bytes
 
     def methods(self) -> list[Method]:
         """The service's rows of the table."""
@@ -49,6 +51,12 @@ class AttentionHandlers:
         sites = codec.sites_of(request.attention, model.files.card.sites)
         wish = codec.wish_of(request, model.files.card, self._max_images)
         style = style_of(request.maps)
+        call.reply_bytes = codec.reply_bytes(request, model.files.card, sites, wish)
+        if call.reply_bytes > self._max_reply_bytes:
+            raise InvalidArgument(
+                f"maps: {call.reply_bytes} bytes of them would be sent, at most {self._max_reply_bytes} are"
+                " (max_reply_bytes): ask for fewer images, sites, layers or classes, or for another form"
+            )
         asked = pb.ClassifyRequest(  # no pictures
             id=request.id, top_k=request.top_k, attention=request.attention, maps=request.maps
         )

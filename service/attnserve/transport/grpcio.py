@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 CLIENT_ID = "x-client-id"  # metadata by which a caller says who it is
 _LONGEST_CLIENT_ID = 256
 _FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
-_LONGEST_MESSAGE = 1000  # characters; it travels as metadata, which has a hard limit, and may echo what was asked for
 _CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
 _LONGEST_LINGER_S = 2.0  # some callers never stop calling
 
@@ -212,6 +211,8 @@ class GrpcioTransport:
         finally:
             reader.cancel()
             window.cancel()
+            if not self._open_calls:  # the replies that nobody read are free now, and were not when the last call ended
+                self._on_idle()
         if self._draining:
             await _abort(context, Unavailable("the server is shutting down"))
 
@@ -303,7 +304,7 @@ def _caller_may_be_gone() -> Iterator[None]:
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError, request_id: str = "") -> None:
     """End the call with the error's status and the request's id; with RetryInfo where trying again makes sense."""
     code = grpc.StatusCode[error.status]
-    message = str(error)[:_LONGEST_MESSAGE]
+    message = str(error)
     trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, request_id)] if request_id else []
     if error.retry_after_s is not None:
         retry = duration_pb2.Duration()

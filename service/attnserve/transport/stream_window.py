@@ -15,7 +15,7 @@ from attnserve.errors import AttnserveError
 
 MOST_REQUESTS = 64  # enough to fill batches from a stream of single pictures
 MOST_IMAGES = 256  # maps of that many pictures of a ResNet-50 are 30 MB
-MOST_BYTES = 64 << 20  # of requests: one message of the default limit, for it stays in memory until it is answered
+MOST_BYTES = 64 << 20  # of requests and replies: one message of the default limit, for both are held meanwhile
 
 
 Answer = tuple[Any, AttnserveError | None]
@@ -81,4 +81,4 @@ class StreamWindow:
     def _count(self, begun: Begun, sign: int) -> None:
         self._requests += sign
         self._images += sign * begun.call.images
-        self._bytes += sign * begun.request.ByteSize()
+        self._bytes += sign * (begun.request.ByteSize() + begun.call.reply_bytes)
