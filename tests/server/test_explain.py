@@ -305,7 +305,8 @@ def test_graphs_are_loaded_when_they_are_asked_for_and_counted_as_a_stage(reposi
         assert server.metric("attnserve_batch_size_sum", model="net") == 5 * len(photos)  # the model's own, no more
 
 
-def test_a_graph_that_was_tampered_with_is_not_run_and_the_model_goes_on(repository, start_server, photos):
+def test_a_graph_that_was_tampered_with_is_not_run_and_the_model_goes_on(repository, start_server, photos, tmp_path):
+    repository = shutil.copytree(repository, tmp_path / "models")
     with start_server(repository=repository) as server, Client(server.grpc, timeout_s=60, retry=None) as client:
         path = repository / "bad/1/explain/last.onnx"
         path.write_bytes(path.read_bytes() + b"\0")
@@ -323,8 +324,7 @@ def test_a_small_request_for_more_maps_than_a_reply_may_hold_is_refused(reposito
     """200 pictures of a pixel would bring the maps of 200 views, for each class and site."""
     dots = [np.zeros((1, 1, 3), np.uint8)] * 200
     wanted = {"model": "net", "attention": "full", "explain": Explain(top_k=5), "maps": MapStyle("normalised")}
-    flags = ("--max-reply-bytes", "1000000", "--no-exit-on-error")
-    with start_server(*flags, repository=repository) as server, Client(server.grpc) as client:
+    with start_server("--max-reply-bytes", "1000000", repository=repository) as server, Client(server.grpc) as client:
         with pytest.raises(ClientError, match=r"at most 1000000 are \(max_reply_bytes\): ask for fewer") as caught:
             client.classify(dots, **wanted)
         assert caught.value.code == "INVALID_ARGUMENT"
