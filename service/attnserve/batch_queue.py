@@ -3,8 +3,10 @@
 Law: an idle worker never waits while rows are queued, unless config.pbtxt asks for a delay; batches grow only because
 all workers are busy.
 Law: an entry that was cancelled, has expired or cannot end in time leaves before it is launched.
-Law: of two priority classes the higher goes first, and waiting lifts an entry; within a class clients get equal shares
-(`fair_queue`); within a client the earliest deadline goes first, and what came first of equal ones.
+Law: of two priority classes the higher goes first; within a class clients get equal shares (`fair_queue`), however long
+one has waited; within a client the earliest deadline goes first, and what came first of equal ones.
+Law: no class starves: a client that has rows waiting and gets none launched lifts its class until it has had a turn, by
+one class per `ageing_s`; classes that are level then alternate. The age of a backlog that is served lifts nothing.
 Law: a batch is no larger than its most urgent image allows, and than still gains throughput (`latency_table`).
 """
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Generic
@@ -36,7 +37,7 @@ class Policy:
             the first, and idle workers do not share out less than it.
         max_queue_delay_s: How long an idle worker may wait for the batch to grow; 0 never waits.
         levels: Priority classes; 1 is served first.
-        ageing_s: So much waiting lifts an entry by one class.
+        ageing_s: So long without a row launched, a client that waits lifts its class by one.
     """
 
     max_batch_size: int
@@ -65,7 +66,8 @@ class BatchQueue(Generic[W]):
         self._orders = itertools.count()
         self._entries: dict[int, W] = {}  # those that wait, by number, in the order of arrival
         self._deadlines: list[tuple[float, int]] = []  # a heap, some of it of entries that left
-        self._promotions: list[deque[tuple[float, int]]] = [deque() for _ in self._classes]  # when, and whose
+        self._launches = 0
+        self._last_launch = [0] * policy.levels  # its number, of each class
 
     @property
     def rows(self) -> int:
@@ -99,10 +101,13 @@ class BatchQueue(Generic[W]):
             self._deadlines = [item for item in self._deadlines if item[1] in self._entries]
             heapify(self._deadlines)
         heappush(self._deadlines, (entry.deadline, entry.order))
-        self._enter(entry, now)
+        self._classes[entry.level - 1].put(entry, now)
 
     def rows_ahead(self, client: str, level: int, rows: int) -> int:
-        """Most images that are launched before the last of `rows` new ones of that client (itself not counted)."""
+        """Most images that are launched before the last of `rows` new ones of that client (itself not counted).
+
+        Without what ageing lends to lower classes: about a turn of each of their clients in `ageing_s`.
+        """
         level = min(max(level, 1), len(self._classes))
         higher = sum(each.rows for each in self._classes[: level - 1])
         return higher + self._classes[level - 1].rows_ahead(client, rows)
@@ -127,11 +132,10 @@ class BatchQueue(Generic[W]):
         `limit`; it may be empty. Each dropped entry has its `error` set here.
         """
         dropped = self._expired(now)
-        self._lift(now)
         room = self._room(idle_workers)
         slices: list[Slice[W]] = []
         rows, tightest = 0, math.inf
-        while rows < room and (found := self._next(dropped)) is not None:
+        while rows < room and (found := self._next(dropped, now)) is not None:
             entry, turn = found
             if entry.deadline < tightest:
                 fitting = self.table.largest_within(entry.deadline - now, room)
@@ -141,7 +145,7 @@ class BatchQueue(Generic[W]):
                     self._drop(entry, DeadlineExceeded("the deadline could not be met"), dropped)
                     continue
                 tightest, room = entry.deadline, fitting or room
-            rows += self._launch(entry, min(room - rows, turn), slices)
+            rows += self._launch(entry, min(room - rows, turn), slices, now)
         return Batch(tuple(slices), rows), dropped
 
     def discard(self, entry: W, error: AttnserveError) -> bool:
@@ -169,21 +173,28 @@ class BatchQueue(Generic[W]):
         room = min(self.limit, share)
         return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 
-    def _next(self, dropped: list[W]) -> tuple[W, int] | None:
+    def _next(self, dropped: list[W], now: float) -> tuple[W, int] | None:
         """Whose rows go next, and how many at most; drops what was cancelled on the way."""
-        for each in self._classes:
-            while (found := each.peek()) is not None:
-                if not found[0].cancelled:
-                    return found
-                self._drop(found[0], Cancelled("the caller went away"), dropped)
+        while queued := [at for at, each in enumerate(self._classes) if each.rows]:
+            first = min(queued, key=lambda at: (self._lifted(at, now), self._last_launch[at]))
+            found = self._classes[first].peek()
+            if found is None or not found[0].cancelled:
+                return found
+            self._drop(found[0], Cancelled("the caller went away"), dropped)
         return None
 
-    def _launch(self, entry: W, most: int, slices: list[Slice[W]]) -> int:
+    def _lifted(self, at: int, now: float) -> int:
+        """Index of the class with which the class at that index, in which rows wait, is level by now."""
+        return max(at - int((now - self._classes[at].waiting_since) / self.policy.ageing_s), 0)
+
+    def _launch(self, entry: W, most: int, slices: list[Slice[W]], now: float) -> int:
         """Launch at most so many rows of the entry; returns how many."""
         count = min(entry.waiting, most)
         start, entry.taken = entry.taken, entry.taken + count
         entry.outstanding += count
-        self._classes[entry.level - 1].charge(entry, count)
+        self._classes[entry.level - 1].charge(entry, count, now)
+        self._launches += 1
+        self._last_launch[entry.level - 1] = self._launches
         if not entry.waiting:
             del self._entries[entry.order]
         if slices and slices[-1].entry is entry:
@@ -228,19 +239,3 @@ class BatchQueue(Generic[W]):
         """Take out an entry's waiting rows."""
         del self._entries[entry.order]
         self._classes[entry.level - 1].discard(entry)
-
-    def _enter(self, entry: W, now: float) -> None:
-        self._classes[entry.level - 1].put(entry)
-        if entry.level > 1:
-            self._promotions[entry.level - 1].append((now + self.policy.ageing_s, entry.order))
-
-    def _lift(self, now: float) -> None:
-        """Move entries that have waited in their class for `ageing_s` to the next higher one."""
-        for level in range(2, len(self._classes) + 1):
-            promotions = self._promotions[level - 1]
-            while promotions and (promotions[0][0] <= now or promotions[0][1] not in self._entries):
-                entry = self._entries.get(promotions.popleft()[1])
-                if entry is not None and entry.level == level:
-                    self._classes[level - 1].discard(entry)
-                    entry.level = level - 1
-                    self._enter(entry, now)

@@ -72,7 +72,7 @@ class Waiting(Protocol):
 
     Attributes:
         client: Who asks; clients get equal shares of a priority class.
-        level: Priority class, 1 first; waiting lifts it.
+        level: Priority class, 1 first.
         deadline: On the queue's clock, in seconds; rows that have not started by then are dropped.
         order, enqueued_at: Set by the queue; earlier ones have lower numbers.
         taken: Rows handed to workers so far.

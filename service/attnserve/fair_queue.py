@@ -2,12 +2,14 @@
 
 Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995): in each round every client may have `quantum` rows launched.
 A client that comes back after a pause joins the present round (as in start-time fair queueing: Goyal, Vin, Cheng,
-SIGCOMM 1996), so nobody saves up turns and nobody is held to account for ever. A plain object, no threads or clocks.
+SIGCOMM 1996), so nobody saves up turns and nobody is held to account for ever. It also knows how long a client has had
+no row launched, by which `batch_queue` ages the class. A plain object, no threads or clocks.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from typing import Generic
 
@@ -41,13 +43,23 @@ class FairQueue(Generic[W]):
 
     def __init__(self, quantum: int) -> None:
         self.rows = 0
-        self.clients = 0  # with something queued
         self._quantum = quantum
         self._entries: dict[int, W] = {}
         self._lines: dict[str, _Line] = {}
+        self._since: OrderedDict[str, float] = OrderedDict()  # of clients with something queued, the longest wait first
         self._turns: list[_Turn] = []
         self._served = 0  # standing of the client that was served last, before it was
         self._serials = itertools.count()
+
+    @property
+    def clients(self) -> int:
+        """Those with something queued."""
+        return len(self._since)
+
+    @property
+    def waiting_since(self) -> float:
+        """When the client that waits longest had a row launched, or came if that is later; some row must be queued."""
+        return self._since[next(iter(self._since))]
 
     def rows_ahead(self, client: str, rows: int) -> int:
         """Most rows that go before the last of `rows` new ones of that client: others have no more turns than it."""
@@ -55,13 +67,13 @@ class FairQueue(Generic[W]):
         own = line.rows if line else 0
         return own + min(self.rows - own, self.clients * (own + rows))
 
-    def put(self, entry: W) -> None:
+    def put(self, entry: W, now: float) -> None:
         """Queue the rows of an entry that were not launched."""
         line = self._lines.get(entry.client)
         if line is None:
             line = self._lines[entry.client] = _Line(self._served)
         if not line.rows:
-            self.clients += 1
+            self._since[entry.client] = now
             line.served = max(line.served, self._served)
         self._entries[entry.order] = entry
         heappush(line.entries, (entry.deadline, entry.order))
@@ -82,27 +94,30 @@ class FairQueue(Generic[W]):
                 return self._entries[line.entries[0][1]], self._quantum - line.served % self._quantum
         return None
 
-    def charge(self, entry: W, rows: int) -> None:
+    def charge(self, entry: W, rows: int, now: float) -> None:
         """`rows` of the entry that `peek` returned were launched; `entry.taken` counts them already."""
         line = self._lines[entry.client]
         self._served = line.served
         line.served += rows
+        self._since[entry.client] = now
+        self._since.move_to_end(entry.client)
         if not entry.waiting:
             del self._entries[entry.order]
-        self._leave(line, rows)
+        self._leave(entry.client, rows)
 
     def discard(self, entry: W) -> None:
         """The entry's waiting rows leave, not launched."""
         del self._entries[entry.order]
-        self._leave(self._lines[entry.client], entry.waiting)
+        self._leave(entry.client, entry.waiting)
 
-    def _leave(self, line: _Line, rows: int) -> None:
+    def _leave(self, client: str, rows: int) -> None:
+        line = self._lines[client]
         line.rows -= rows
         self.rows -= rows
         if line.rows:
             self._give_turn(line)
             return
-        self.clients -= 1
+        del self._since[client]
         line.entries.clear()
         line.turn = None
         self._forget()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -131,18 +131,86 @@ def test_a_client_that_comes_back_neither_saved_up_turns_nor_owes_any(new_entry,
 
 
 def test_a_higher_class_goes_first_and_waiting_lifts_a_lower_one(new_entry, queue_of):
-    low = new_entry(3, level=3)
-    queue = queue_of(1, low, levels=3, ageing_s=10)
+    queue = queue_of(1, new_entry(3, level=3), levels=3, ageing_s=10)
     for now in range(0, 20, 2):
         queue.put(new_entry(1, level=1), now)
         queue.put(new_entry(2, level=2), now)
-    launched = []
-    for now in range(0, 42, 2):
-        launched += values(queue.take(now)[0])
-    assert launched[:5] == [1, 1, 1, 1, 1]
-    assert launched.index(3) < launched.index(2, launched.index(3))  # it overtook twos that came after it
-    assert sorted(launched) == [1] * 10 + [2] * 10 + [3]
-    assert low.level == 1
+    launched = [values(queue.take(now)[0])[0] for now in range(0, 42, 2)]
+    # Class 2 has a turn after 10 s without one, class 3 after 20 s, and class 2 again; then they go in order.
+    assert launched == [1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 3, 2, 1, *[2] * 8]
+
+
+@pytest.mark.parametrize(("level", "every_s"), [(2, 1), (3, 2)])
+def test_a_client_that_higher_classes_leave_nothing_gets_a_turn_in_every_ageing_time(
+    new_entry, queue_of, level, every_s
+):
+    queue = queue_of(4, *(new_entry(9, client="low", level=level) for _ in range(9)), levels=3)
+    turns = []
+    for tenth in range(65):
+        for client in "abcdefgh":
+            queue.put(new_entry(1, client=client, level=1), tenth / 10)
+        turns += [tenth / 10] * values(queue.take(tenth / 10)[0]).count(9)
+    assert turns == [every_s * nth for nth in range(1, 6 // every_s + 1)]
+
+
+def test_clients_that_share_a_starved_class_each_get_their_turn_and_leave_the_higher_class_every_other(
+    new_entry, queue_of
+):
+    queue = queue_of(1, *(new_entry(10 + n, client=f"low-{n}", level=3) for n in range(6)), levels=3)
+    for _ in range(100):
+        queue.put(new_entry(1, client="high", level=1), now=0)
+    launched = [values(queue.take(now=2)[0])[0] for _ in range(14)]
+    assert launched == [1, 10, 1, 11, 1, 12, 1, 13, 1, 14, 1, 15, 1, 1]
+
+
+@pytest.mark.parametrize(("levels", "level"), [(2, 2), (3, 2), (3, 3)])
+@pytest.mark.parametrize("age_s", [0.5, 1.5, 2.5, 100.0])
+def test_an_old_backlog_does_not_keep_a_newcomer_of_its_class_from_its_turn(new_entry, queue_of, levels, level, age_s):
+    backlog = [new_entry(1, client="job", level=level) for _ in range(2000)]
+    queue = queue_of(8, *backlog, levels=levels)
+    queue.put(new_entry(7, client="person", level=level), now=age_s)
+    assert values(queue.take(age_s)[0]) == [1, 1, 7, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("age_s", [1.5, 2.5])
+def test_a_backlog_that_was_starved_gets_one_turn_before_a_newcomer_and_not_more(new_entry, queue_of, age_s):
+    """While a higher class is flooded, too."""
+    queue = queue_of(4, *(new_entry(2, client="job", level=2) for _ in range(50)), levels=3)
+    for _ in range(100):
+        queue.put(new_entry(1, client="high", level=1), now=0)
+    queue.put(new_entry(7, client="person", level=2), now=age_s)
+    launched = [value for tenth in range(15) for value in values(queue.take(age_s + tenth / 10)[0])]
+    assert [value for value in launched if value != 1][:2] == [2, 7]
+
+
+@given(
+    events=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.1, 0.7, 3.0]),
+            st.one_of(
+                st.none(), st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.sampled_from([50.0, math.inf]))
+            ),
+        ),
+        max_size=60,
+    ),
+    max_batch_size=st.integers(1, 9),
+    level=st.integers(1, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_in_one_class_ageing_changes_nothing(events, max_batch_size, level):
+    aged, ageless = BatchQueue(Policy(max_batch_size, levels=3)), BatchQueue(Policy(max_batch_size))
+    now = 0.0
+    for seconds, arrival in events:
+        now += seconds
+        for queue in (aged, ageless):
+            if arrival is not None:
+                client, rows, deadline = arrival
+                images = np.zeros((rows, 1, 1, 3), np.uint8)
+                queue.put(Entry(images, (), deadline, None, lambda _: None, client=client, level=level), now)
+        if arrival is None:
+            (one, dropped), (other, also_dropped) = aged.take(now), ageless.take(now)
+            assert [(s.entry.order, *s[1:]) for s in one.slices] == [(s.entry.order, *s[1:]) for s in other.slices]
+            assert [e.order for e in dropped] == [e.order for e in also_dropped]
 
 
 def test_a_level_outside_the_classes_is_the_nearest_one(new_entry, queue_of):
@@ -380,10 +448,9 @@ def test_nothing_of_those_that_left_is_kept(new_entry):
             queue.discard(entry, Internal("gone"))
         else:
             queue.take(now=0)
-    held = sum(len(vars(each)[name]) for each in queue._classes for name in ("_entries", "_lines", "_turns"))
+    held = sum(len(vars(each)[name]) for each in queue._classes for name in ("_entries", "_lines", "_turns", "_since"))
     assert len(queue._entries) == queue.rows <= 1
     assert len(queue._deadlines) < 300
-    assert sum(map(len, queue._promotions)) < 300
     assert held < 4000  # the standing of a thousand clients that are away
 
 
@@ -454,7 +521,9 @@ class AnySequenceOfEvents(RuleBasedStateMachine):
     @rule(idle_workers=st.integers(1, 4))
     def take(self, idle_workers: int) -> None:
         live = [f for f in self._waiting() if not f.entry.cancelled and f.entry.deadline > self.now]
-        before = {id(f.entry): (f.entry.level, f.entry.taken) for f in live}
+        longest = {
+            level: self.now - each.waiting_since for level, each in enumerate(self.queue._classes, 1) if each.rows
+        }
 
         batch, dropped = self.queue.take(self.now, idle_workers)
 
@@ -469,18 +538,22 @@ class AnySequenceOfEvents(RuleBasedStateMachine):
             self._followed(entry).times_dropped += 1
         left = [f for f in self._waiting() if f in live]
         assert batch.rows or not left  # work-conserving: only an empty queue gives an empty batch
-        self._check_order(batch, left, before)
+        self._check_order(batch, left, {level for level, waited in longest.items() if waited >= 2.0})
         self.running += batch.slices
 
-    def _check_order(self, batch: Batch, left: list[Followed], before: dict[int, tuple[int, int]]) -> None:
-        """Nobody of the same client and class who waits is more urgent than one that was launched."""
+    def _check_order(self, batch: Batch, left: list[Followed], lifted: set[int]) -> None:
+        """Nobody of the same client and class who waits is more urgent than one that was launched.
+
+        A class in which nobody waited for the ageing time does not go before a higher one.
+        """
         for launched, _, _ in batch.slices:
             for followed in left:
                 other = followed.entry
                 if (other.client, other.level) == (launched.client, launched.level) and other is not launched:
                     assert (launched.deadline, launched.order) < (other.deadline, other.order)
         if left and batch.rows == min(self.queue.limit, batch.rows + sum(f.entry.waiting for f in left)):
-            assert max(entry.level for entry, _, _ in batch.slices) <= max(before[id(f.entry)][0] for f in left)
+            launched_levels = {entry.level for entry, _, _ in batch.slices} - lifted
+            assert max(launched_levels, default=1) <= max(f.entry.level for f in left)
 
     def _waiting(self) -> list[Followed]:
         return [f for f in self.entries if f.entry.error is None and f.entry.waiting]
