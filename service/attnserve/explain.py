@@ -125,7 +125,7 @@ OnExplained = Callable[[list[Explained]], None]
 
 
 class Explainers:
-    """The explaining graphs of one model version. Any thread may call it.
+    """The explaining graphs of one model version. Used on the transport's thread, but for `close`.
 
     Args:
         layers: Those of the card, and how each is loaded: on a thread of its own, when it is asked for first.
@@ -138,13 +138,36 @@ class Explainers:
     ) -> None:
         self._layers = {layer.layer: _Layer(layer, load, clock) for layer, load in layers}
         self._clock = clock
+        self._promised: dict[str, dict[Call, int]] = {layer.layer: {} for layer, _ in layers}
+        """By layer: the rows of calls that were admitted and are not in its queue yet."""
 
     def estimate(self, wish: Wish, client: str, level: int, images: int) -> Estimate:
         """What the wish would meet for so many images, as far as its layers are loaded: they follow each other."""
-        loaded = [self._layers[layer.layer].scheduler for layer in wish.layers]
         rows = images * wish.rows_per_image
-        each = [scheduler.estimate(client, level, rows) for scheduler in loaded if scheduler is not None]
-        return Estimate(sum(one.wait_s for one in each), sum(one.run_s for one in each))
+        found = []
+        for layer in wish.layers:
+            scheduler = self._layers[layer.layer].scheduler
+            if scheduler is not None:
+                found.append(scheduler.estimate(client, level, rows + self._to_come(layer.layer, client, rows)))
+        return Estimate(sum(each.wait_s for each in found), sum(each.run_s for each in found))
+
+    def promise(self, wish: Wish, images: int, call: Call) -> None:
+        """A call was admitted whose wish will be explained: until then others are to expect it."""
+        for layer in wish.layers:
+            self._promised[layer.layer][call] = images * wish.rows_per_image
+        call.at_end(partial(self._release, wish, call))
+
+    def _release(self, wish: Wish, call: Call) -> None:
+        for layer in wish.layers:
+            self._promised[layer.layer].pop(call, None)
+
+    def _to_come(self, layer: str, client: str, rows: int) -> int:
+        """Promised rows that go before the last of so many new ones: others have no more turns than their client."""
+        promised: dict[str, int] = {}
+        for call, count in self._promised[layer].items():
+            promised[call.client] = promised.get(call.client, 0) + count
+        own = promised.pop(client, 0)
+        return own + min(sum(promised.values()), len(promised) * (own + rows))
 
     def explain(
         self, wish: Wish, images: NDArray[np.uint8], outputs: Outputs, call: Call, on_explained: OnExplained
@@ -175,6 +198,7 @@ class Explainers:
                 level=call.level,
                 cancelled=call.cancelled,
             )
+            self._promised[wish.layers[len(found)].layer].pop(call, None)
             scheduler.submit(entry)
             call.when_cancelled(partial(scheduler.cancel, entry))
 

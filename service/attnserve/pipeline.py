@@ -151,6 +151,8 @@ class Pipeline:
             self._count_drop(model, error, images)
             raise
         call.at_end(partial(self._admission.release, call.client, images, size_bytes))
+        if wish is not None:
+            model.explainers.promise(wish, images, call)
 
     def _queue(
         self,

@@ -11,6 +11,7 @@ from attnserve.card import Explanation
 from attnserve.errors import Cancelled, ConfigError, DeadlineExceeded, DoesNotFit, Internal, Unavailable
 from attnserve.explain import RETRY_S, Explainers, Wish, record_of
 from attnserve.guard import guarded
+from attnserve.latency_table import LatencyTable
 
 LAST = Explanation("last", "explain/last.onnx", 8, 1, 2, 4, ("gradcam", "layercam"))
 THIRD = Explanation("layer3", "explain/layer3.onnx", 4, 1, 2, 4, ("gradcam",))
@@ -258,6 +259,26 @@ def test_estimates_know_only_what_is_loaded(explainers, explain, mailbox, engine
     assert explainers.estimate(wish(), "a", 1, 2) == (4, 4)
     engine.go.set()
     mailbox.open_until(lambda: running.answers)
+
+
+def test_what_was_admitted_and_is_still_on_its_way_counts_as_if_it_were_queued(explainers, explain, ask, mailbox):
+    """Else a crowd that comes at once is let in as a whole, and most of it is late."""
+    warm = explain(wish())
+    mailbox.open_until(lambda: warm.answers)
+
+    def ahead(client: str) -> float:
+        return explainers.estimate(wish(), client, 1, 80).wait_s
+
+    explainers._layers["last"].scheduler._queue.table = LatencyTable({8: 1.0})
+    assert ahead("polite") == 9
+    flood = [ask(client=f"flood {number % 2}").call for number in range(40)]
+    for call in flood:
+        explainers.promise(wish(), 80, call)
+    assert ahead("flood 0") == pytest.approx(9 + 20 * 10 + 20 * 10)
+    assert ahead("polite") == 9 + 2 * 10  # as many rows of each of the two others are all that goes before
+    for call in flood:
+        call.fail(Cancelled("gone"))
+    assert ahead("flood 0") == 9
 
 
 def test_what_a_wish_weighs_is_the_rows_of_its_largest_layer():
