@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
@@ -20,34 +19,31 @@ from attnserve.admission import SHORTEST_RETRY_S, Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
+from attnserve.drawing import Drawing, DrawingPool
 from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
 from attnserve.explain import Explained, Wish
-from attnserve.guard import guarded, told
+from attnserve.guard import guarded
 from attnserve.logs import call_fields
 from attnserve.models import Model
 
 log = logging.getLogger(__name__)
 
 Finish = Callable[[Outputs], object]
-"""Turns a result into the reply message; runs on the transport's thread."""
+"""Turns a result into the reply message, or a `Drawing` of it; runs on the transport's thread."""
 
 FinishPictures = Callable[[list[Picture], Outputs, list[Explained]], object]
 """Likewise, from the decoded pictures, the result, and the layers by which classes were explained, if any."""
 
 
 class Pipeline:
-    """Takes a call's pictures through the house. Its methods are called on the call's inbox thread and never block.
-
-    Args:
-        drawing: Runs what finishes a call and would take too long on its transport's thread.
-    """
+    """Takes a call's pictures through the house. Its methods are called on the call's inbox thread and never block."""
 
     def __init__(
         self,
         admission: Admission,
         decode_pool: DecodePool,
         listener: Listener,
-        drawing: Executor,
+        drawing: DrawingPool,
         *,
         default_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -74,7 +70,7 @@ class Pipeline:
 
         Args:
             wish: What is to be explained; its `outputs` must be among the outputs.
-            draws: Whether `finish` takes long.
+            draws: Whether `finish` returns a `Drawing`, whose wait is foreseen.
 
         Raises `InvalidArgument` where they could never be taken on, `Overloaded` or `Unavailable`.
         """
@@ -83,7 +79,7 @@ class Pipeline:
         view_bytes = 3 * preprocessing.height * preprocessing.width
         size_bytes = sum(max(_size_bytes(source), view_bytes) for source in sources) + call.reply_bytes
         size_bytes += wish.bytes_per_image * len(sources) if wish else 0
-        self._admit(model, len(sources), size_bytes, call, decoding=views is None, wish=wish)
+        self._admit(model, len(sources), size_bytes, call, decoding=views is None, wish=wish, draws=draws)
         decoding_since = self._clock()
 
         def decoded(pictures: list[Picture], error: AttnserveError | None) -> None:
@@ -94,7 +90,7 @@ class Pipeline:
                 return
             images = [picture.pixels for picture in pictures]
             batch = images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # (N, H, W, 3)
-            done = partial(self._explain, model, call, batch, partial(finish, pictures), wish, draws)
+            done = partial(self._explain, model, call, batch, partial(finish, pictures), wish)
             self._queue(model, batch, outputs, call, done)
 
         if views is not None:
@@ -120,6 +116,7 @@ class Pipeline:
         *,
         decoding: bool = False,
         wish: Wish | None = None,
+        draws: bool = False,
     ) -> None:
         call.images = images
         config = model.files.config
@@ -137,6 +134,8 @@ class Pipeline:
         if wish is not None:
             explaining = model.explainers.estimate(wish, call.client, call.level, images)
             wait_s, run_s = wait_s + explaining.wait_s, run_s + explaining.run_s
+        if draws:
+            wait_s = max(wait_s, self._drawing.predicted_wait_s(call.client, call.level, images))
         slack_s = call.deadline - self._clock()
         most = limits.max_queue_size or math.inf
         if images > most:  # it would not fit into an empty queue either
@@ -203,34 +202,32 @@ class Pipeline:
         images: NDArray[np.uint8],
         finish: Callable[[Outputs, list[Explained]], object],
         wish: Wish | None,
-        draws: bool,
         result: Outputs,
     ) -> None:
         def explained(found: list[Explained]) -> None:
-            self._conclude(model, call, result, partial(finish, result, found), draws=draws)
+            self._conclude(model, call, result, partial(finish, result, found))
 
         if wish is None:
             explained([])
         else:
             model.explainers.explain(wish, images, result, call, explained)
 
-    def _conclude(
-        self, model: Model, call: Call, result: Outputs, make: Callable[[], object], *, draws: bool = False
-    ) -> None:
-        """Make the message, here or where there is time for it, and reply."""
+    def _conclude(self, model: Model, call: Call, result: Outputs, make: Callable[[], object]) -> None:
+        """Make the message, here or where there is time to draw it, and reply."""
         began = self._clock()
-        if not draws:
-            self._reply(model, call, result, began, make())
+        made = make()
+        if not isinstance(made, Drawing):
+            self._reply(model, call, result, began, made)
             return
 
-        def draw() -> None:
-            try:
-                job = partial(self._reply, model, call, result, began, make())
-            except Exception as error:
-                job = partial(call.fail, told(call, error))
-            call.inbox.post([partial(guarded, call, job)])
+        def drawn(message: object, error: AttnserveError | None) -> None:
+            if error is None:
+                self._reply(model, call, result, began, message)
+            else:
+                self._count_drop(model, error, call.images)
+                call.fail(error)
 
-        self._drawing.submit(draw)
+        self._drawing.submit(made, call, partial(guarded, call, drawn))
 
     def _reply(self, model: Model, call: Call, result: Outputs, began: float, message: object) -> None:
         probabilities = result.get("probabilities")

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +20,7 @@ from attnserve.control import ModelControl
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
+from attnserve.drawing import DrawingPool
 from attnserve.errors import ConfigError
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
@@ -61,7 +61,7 @@ class Server:
         self._tracing = _tracing_to(config.otel_endpoint)
         listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
         self._listeners = Listeners(*listeners)
-        self._drawing = ThreadPoolExecutor(available_cores(), thread_name_prefix="draw")
+        self._drawing = DrawingPool(available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
@@ -98,7 +98,7 @@ class Server:
         in_time = await self._drain(transport, control)
         ended = control.close()
         decode_pool.close()
-        self._drawing.shutdown(wait=False, cancel_futures=True)
+        self._drawing.close()
         self._http.close()
         for tracing in self._tracing:
             await asyncio.to_thread(tracing.close)
@@ -186,6 +186,7 @@ class Server:
 
         def fail_rest() -> None:
             log.error("drain_timeout_s is over: failing what is left")
+            self._drawing.close()
             asyncio.get_running_loop().run_in_executor(None, control.close_models)
 
         return await transport.drain(self._config.drain_timeout_s, fail_rest)

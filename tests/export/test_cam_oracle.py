@@ -143,7 +143,7 @@ def train(network: ResNet) -> ResNet:
     optimizer = torch.optim.SGD(network.train().parameters(), lr=0.05, momentum=0.9)
     with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # it speaks of TF32
         # torch 2.13's oneDNN can crash over the weights' gradients in layers this narrow
-        for step in range(24):
+        for step in range(48):
             images, classes = patches(24, step)
             loss = functional.cross_entropy(network(normalised(images)), torch.from_numpy(classes))
             optimizer.zero_grad()

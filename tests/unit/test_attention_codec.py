@@ -13,7 +13,7 @@ from PIL import Image
 from attnserve import drift
 from attnserve.card import Card, Explanation, Preprocessing, Site
 from attnserve.codec.attention import (
-    image_results,
+    ImageResults,
     outputs_for,
     reply_bytes,
     sites_of,
@@ -157,7 +157,8 @@ def result_of(
     options = {"attention": pb.AttentionOptions(level=level), "maps": pb.MapOptions(**maps)}
     request = pb.ClassifyRequest(top_k=top_k, **options)
     computed = {name: RESULT[name] for name in outputs_for(sites)}
-    return image_results([PICTURE, PICTURE], computed, explained, ("cat", "dog", "eel"), request, sites)[row]
+    results = ImageResults([PICTURE, PICTURE], computed, explained, ("cat", "dog", "eel"), request, sites)
+    return results.answer(row)
 
 
 def floats(message: pb.SpatialMap) -> np.ndarray:

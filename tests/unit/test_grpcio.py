@@ -31,7 +31,7 @@ def wrap(sequence, request, reply, error):
 
 def messages() -> list[pb.ClassifyRequest]:
     """The requests that anything in this process still holds."""
-    return [each for each in gc.get_objects() if isinstance(each, pb.ClassifyRequest)]
+    return [each for each in gc.get_objects() if type(each) is pb.ClassifyRequest]
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from attnserve.admission import Admission
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
+from attnserve.drawing import DrawingPool
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.open_inference import OpenInferenceHandlers
 from attnserve.inference import grpc_service_pb2 as oip
@@ -24,8 +24,9 @@ PIXELS = bytes(18)
 @pytest.fixture
 def pipeline(ears, clock):
     pool = DecodePool(1, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
-    with ThreadPoolExecutor(1) as drawing:
-        yield Pipeline(Admission(10, 1000), pool, ears, drawing, default_timeout_s=60, clock=clock)
+    drawing = DrawingPool(1, clock)
+    yield Pipeline(Admission(10, 1000), pool, ears, drawing, default_timeout_s=60, clock=clock)
+    drawing.close()
     pool.close()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import queue
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from attnserve.admission import Admission
 from attnserve.card import Site
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
+from attnserve.drawing import Drawing, DrawingPool
 from attnserve.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -53,10 +55,16 @@ def admission():
 
 
 @pytest.fixture
-def pipeline(admission, ears, clock):
+def drawing(clock):
+    pool = DrawingPool(1, clock)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def pipeline(admission, drawing, ears, clock):
     pool = DecodePool(2, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
-    with ThreadPoolExecutor(1) as drawing:
-        yield Pipeline(admission, pool, ears, drawing, default_timeout_s=60, clock=clock)
+    yield Pipeline(admission, pool, ears, drawing, default_timeout_s=60, clock=clock)
     pool.close()
 
 
@@ -432,6 +440,61 @@ def test_a_step_that_raises_after_the_answer_does_not_answer_again(ask):
     other = ask()
     guarded(other.call, lambda: (other.call.reply("message"), 1 / 0))
     assert other.message == "message"
+
+
+def test_a_drawn_reply_is_made_picture_by_picture_off_the_inbox_s_thread(pipeline, model, puppet, ask, mailbox):
+    asked, threads = ask(), set()
+
+    def part(row):
+        threads.add(threading.current_thread().name)
+        return row
+
+    def finish(pictures, *_):
+        return Drawing(len(pictures), part, list)
+
+    pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, finish, draws=True)
+    puppet.next().finish()
+    mailbox.open_until(lambda: asked.answers)
+    assert asked.message == [0, 1]
+    assert threads == {"draw-0"}
+    assert asked.call.confidences is not None
+
+
+def test_a_reply_given_up_before_it_is_drawn_is_counted_as_dropped_and_makes_room(
+    pipeline, model, puppet, ask, mailbox, clock, ears, admission
+):
+    asked = ask(deadline=clock.now + 5)
+
+    def finish(pictures, *_):
+        clock.advance(5)
+        return Drawing(len(pictures), pytest.fail, list)
+
+    pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, finish, draws=True)
+    puppet.next().finish()
+    mailbox.open_until(lambda: asked.answers)
+    assert isinstance(asked.error, DeadlineExceeded)
+    assert ears.drops == [(("net", "1"), "expired", 2)]
+    assert admission.images == 0
+
+
+def test_what_would_wait_too_long_to_be_drawn_is_refused_and_only_that(pipeline, model, drawing, ask, mailbox, clock):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_):
+        begun.set()
+        assert go_on.wait(10)
+
+    drawing.submit(Drawing(1, lambda _: clock.advance(8), list), ask().call, lambda *_: None)
+    mailbox.open()
+    drawing.submit(Drawing(2, hold, list), ask().call, lambda *_: None)
+    assert begun.wait(10)
+    run = partial(pipeline.run_sources, model, list(views(1)), OUTPUTS)
+    try:
+        with pytest.raises(Overloaded, match="deadline cannot be met"):
+            run(ask(deadline=clock.now + 7, client="other").call, pytest.fail, draws=True)
+        run(ask(deadline=clock.now + 7, client="other").call, lambda *_: None)
+    finally:
+        go_on.set()
 
 
 def test_many_calls_in_flight_each_get_their_own_answer(pipeline, model, puppet, ask, mailbox, admission):

@@ -127,48 +127,53 @@ def reply_bytes(request: pb.ClassifyRequest, card: Card, sites: Sequence[Site], 
     return total * len(request.images)
 
 
-def image_results(
-    pictures: Sequence[Picture],
-    result: Outputs,
-    explained: Sequence[Explained],
-    labels: Sequence[str],
-    request: pb.ClassifyRequest,
-    sites: Sequence[Site],
-) -> list[pb.ImageResult]:
-    """The answer for each picture of the request."""
-    style = style_of(request.maps)
-    entropies = drift.row_entropies(sites, result)
-    full = request.attention.level == pb.ATTENTION_LEVEL_FULL
-    shown = [_SiteMaps(site, result, entropies.get(site.name), full=full) for site in sites]
-    grounds = [(each, Stack(each.maps)) for each in explained]
-    answers = []
-    for row, picture in enumerate(pictures):
-        probabilities = result["probabilities"][row]  # (K,) float32
+class ImageResults:
+    """The answers for the pictures of one request, its maps measured all at once."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        result: Outputs,
+        explained: Sequence[Explained],
+        labels: Sequence[str],
+        request: pb.ClassifyRequest,
+        sites: Sequence[Site],
+    ) -> None:
+        entropies = drift.row_entropies(sites, result)
+        full = request.attention.level == pb.ATTENTION_LEVEL_FULL
+        self._pictures = pictures
+        self._probabilities = result["probabilities"]  # (N, K) float32
+        self._labels = labels
+        self._top_k = request.top_k
+        self._style = style_of(request.maps)
+        self._shown = [_SiteMaps(site, result, entropies.get(site.name), full=full) for site in sites]
+        self._grounds = [(each, Stack(each.maps)) for each in explained]
+
+    def answer(self, row: int) -> pb.ImageResult:
+        """That for one picture; may be called from several threads at a time."""
+        picture, probabilities, labels, style = self._pictures[row], self._probabilities[row], self._labels, self._style
         box = picture.box
-        answers.append(
-            pb.ImageResult(
-                predictions=[
-                    pb.Prediction(index=index, label=labels[index], probability=probabilities[index])
-                    for index in map(int, top_k(probabilities, request.top_k))
-                ],
-                attention=[maps.message(row, style, picture) for maps in shown],
-                view=pb.CropBox(left=box.left, top=box.top, right=box.right, bottom=box.bottom),
-                image_height=picture.height,
-                image_width=picture.width,
-                explanations=[
-                    pb.Explanation(
-                        layer=each.layer.layer,
-                        method=each.method,
-                        class_index=index,
-                        label=labels[index],
-                        map=stack.message((row, column), style, picture.pixels),
-                    )
-                    for each, stack in grounds
-                    for column, index in enumerate(each.classes[row].tolist())
-                ],
-            )
+        return pb.ImageResult(
+            predictions=[
+                pb.Prediction(index=index, label=labels[index], probability=probabilities[index])
+                for index in map(int, top_k(probabilities, self._top_k))
+            ],
+            attention=[maps.message(row, style, picture) for maps in self._shown],
+            view=pb.CropBox(left=box.left, top=box.top, right=box.right, bottom=box.bottom),
+            image_height=picture.height,
+            image_width=picture.width,
+            explanations=[
+                pb.Explanation(
+                    layer=each.layer.layer,
+                    method=each.method,
+                    class_index=index,
+                    label=labels[index],
+                    map=stack.message((row, column), style, picture.pixels),
+                )
+                for each, stack in self._grounds
+                for column, index in enumerate(each.classes[row].tolist())
+            ],
         )
-    return answers
 
 
 class _SiteMaps:

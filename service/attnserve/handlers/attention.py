@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import grpc
 
 from attnserve.card import Site
@@ -9,6 +11,7 @@ from attnserve.codec import attention as codec
 from attnserve.codec.maps import style_of
 from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
+from attnserve.drawing import Drawing
 from attnserve.errors import AttnserveError, InvalidArgument
 from attnserve.explain import Explained
 from attnserve.handlers.table import Method
@@ -61,16 +64,23 @@ class AttentionHandlers:
             id=request.id, top_k=request.top_k, attention=request.attention, maps=request.maps
         )
 
-        def finish(pictures: list[Picture], result: Outputs, explained: list[Explained]) -> pb.ClassifyResponse:
+        draws = style.draws and bool(sites or wish)
+
+        def response(results: Iterable[pb.ImageResult]) -> pb.ClassifyResponse:
             return pb.ClassifyResponse(
                 model=model.key.name,
                 version=model.key.version,
                 id=asked.id,
-                results=codec.image_results(pictures, result, explained, model.files.labels, asked, sites),
+                results=results,
                 timings=codec.timings_message(call.timings),
             )
 
-        draws = style.draws and bool(sites or wish)
+        def finish(pictures: list[Picture], result: Outputs, explained: list[Explained]) -> object:
+            results = codec.ImageResults(pictures, result, explained, model.files.labels, asked, sites)
+            if draws:
+                return Drawing(len(pictures), results.answer, response)
+            return response(map(results.answer, range(len(pictures))))
+
         outputs = codec.outputs_for(sites, wish)
         self._pipeline.run_sources(model, sources, outputs, call, finish, wish=wish, draws=draws)
 
