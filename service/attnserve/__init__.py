@@ -7,7 +7,8 @@ Two halves share one contract, the model repository. Reading order:
 * Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, found by name), `memory` and
   `loading` (files to a warm model), `lifecycle` (what to load, serve, keep, retire), `keeper` (does it) and
   `control` (when).
-* One way through: `admission`, `decode`, `decode_pool`, `postprocess`, `drawing`, and `pipeline`, which joins them.
+* One way through: `admission`, `decode`, `picture_pool`, `decode_pool`, `postprocess`, and `pipeline`, which joins
+  them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`

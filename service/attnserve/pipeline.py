@@ -19,17 +19,17 @@ from attnserve.admission import SHORTEST_RETRY_S, Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
-from attnserve.drawing import Drawing, DrawingPool
 from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
 from attnserve.explain import Explained, Wish
 from attnserve.guard import guarded
 from attnserve.logs import call_fields
 from attnserve.models import Model
+from attnserve.picture_pool import PicturePool, PictureWork
 
 log = logging.getLogger(__name__)
 
 Finish = Callable[[Outputs], object]
-"""Turns a result into the reply message, or a `Drawing` of it; runs on the transport's thread."""
+"""Turns a result into the reply message, or a `PictureWork` of it; runs on the transport's thread."""
 
 FinishPictures = Callable[[list[Picture], Outputs, list[Explained]], object]
 """Likewise, from the decoded pictures, the result, and the layers by which classes were explained, if any."""
@@ -43,7 +43,7 @@ class Pipeline:
         admission: Admission,
         decode_pool: DecodePool,
         listener: Listener,
-        drawing: DrawingPool,
+        drawing: PicturePool,
         *,
         default_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -70,7 +70,7 @@ class Pipeline:
 
         Args:
             wish: What is to be explained; its `outputs` must be among the outputs.
-            draws: Whether `finish` returns a `Drawing`, whose wait is foreseen.
+            draws: Whether `finish` returns a `PictureWork`, whose wait is foreseen.
 
         Raises `InvalidArgument` where they could never be taken on, `Overloaded` or `Unavailable`.
         """
@@ -216,7 +216,7 @@ class Pipeline:
         """Make the message, here or where there is time to draw it, and reply."""
         began = self._clock()
         made = make()
-        if not isinstance(made, Drawing):
+        if not isinstance(made, PictureWork):
             self._reply(model, call, result, began, made)
             return
 

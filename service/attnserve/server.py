@@ -20,7 +20,6 @@ from attnserve.control import ModelControl
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
-from attnserve.drawing import DrawingPool
 from attnserve.errors import ConfigError
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
@@ -34,6 +33,7 @@ from attnserve.loading import Loader
 from attnserve.logs import CallLog
 from attnserve.metrics import Metrics
 from attnserve.models import Models
+from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
@@ -61,7 +61,7 @@ class Server:
         self._tracing = _tracing_to(config.otel_endpoint)
         listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
         self._listeners = Listeners(*listeners)
-        self._drawing = DrawingPool(available_cores())
+        self._drawing = PicturePool("draw", available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)

@@ -12,7 +12,7 @@ from PIL import Image
 from attnserve.card import Preprocessing
 from attnserve.decode import DecodeLimits, picture_from_pixels
 from attnserve.decode_pool import DecodePool
-from attnserve.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument
+from attnserve.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 
 VIEW = Preprocessing(2, 3)
 
@@ -128,7 +128,7 @@ def test_our_own_failure_is_internal_says_nothing_and_is_logged(decode, ask, cap
     pictures, error = decode([np.zeros(5, np.uint8)], ask().call)  # no handler makes pixels of one dimension
     assert pictures == []
     assert isinstance(error, Internal)
-    assert str(error) == "decoding failed"
+    assert str(error) == "internal error"
     assert "unpack" in caplog.text
 
 
@@ -145,7 +145,7 @@ def test_where_one_picture_must_be_decoded_or_resized_all_go_to_the_threads(pool
     assert pool.views_at_once([np.zeros((2, 3, 3), np.uint8), other], VIEW) is None
 
 
-def test_close_does_not_wait_for_a_picture_that_takes_long_and_drops_what_has_not_begun(ask, new_mailbox, monkeypatch):
+def test_close_does_not_wait_for_a_picture_that_takes_long_and_fails_what_has_not_begun(ask, new_mailbox, monkeypatch):
     """Else one hostile picture holds up the end of the process."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -157,13 +157,18 @@ def test_close_does_not_wait_for_a_picture_that_takes_long_and_drops_what_has_no
     monkeypatch.setattr("attnserve.decode_pool.picture_from_bytes", decoded)
     pool = DecodePool(1, DecodeLimits(1 << 20, 10_000))
     first, second = new_mailbox(), new_mailbox()
+    outcomes = []
     for inbox in (first, second):
-        pool.submit([grey(1)], VIEW, ask(inbox=inbox).call, lambda *_: None)
+        pool.submit([grey(1)], VIEW, ask(inbox=inbox).call, lambda *outcome: outcomes.append(outcome))
     assert begun.wait(10)
     pool.close()
+    second.open()
+    ((pictures, error),) = outcomes
+    assert pictures == []
+    assert isinstance(error, Unavailable)
     go_on.set()
-    first.open_until(lambda: first.posts)
-    assert second.posts == []
+    first.open()
+    assert outcomes[1][1] is None
 
 
 def test_a_person_s_picture_does_not_wait_for_all_those_of_a_batch_job(ask, new_mailbox, monkeypatch):

@@ -9,11 +9,11 @@ import pytest
 from attnserve.admission import Admission
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
-from attnserve.drawing import DrawingPool
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.open_inference import OpenInferenceHandlers
 from attnserve.inference import grpc_service_pb2 as oip
 from attnserve.models import Models, Shelf
+from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
 from attnserve.statistics import Statistics
 from attnserve.v1 import attention_pb2 as pb
@@ -24,7 +24,7 @@ PIXELS = bytes(18)
 @pytest.fixture
 def pipeline(ears, clock):
     pool = DecodePool(1, DecodeLimits(max_bytes=1 << 20, max_pixels=10_000), clock)
-    drawing = DrawingPool(1, clock)
+    drawing = PicturePool("draw", 1, clock)
     yield Pipeline(Admission(10, 1000), pool, ears, drawing, default_timeout_s=60, clock=clock)
     drawing.close()
     pool.close()

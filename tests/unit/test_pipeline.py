@@ -16,7 +16,6 @@ from attnserve.admission import Admission
 from attnserve.card import Site
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
-from attnserve.drawing import Drawing, DrawingPool
 from attnserve.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -27,6 +26,7 @@ from attnserve.errors import (
     Unavailable,
 )
 from attnserve.guard import guarded
+from attnserve.picture_pool import PicturePool, PictureWork
 from attnserve.pipeline import Pipeline
 
 
@@ -56,7 +56,7 @@ def admission():
 
 @pytest.fixture
 def drawing(clock):
-    pool = DrawingPool(1, clock)
+    pool = PicturePool("draw", 1, clock)
     yield pool
     pool.close()
 
@@ -450,7 +450,7 @@ def test_a_drawn_reply_is_made_picture_by_picture_off_the_inbox_s_thread(pipelin
         return row
 
     def finish(pictures, *_):
-        return Drawing(len(pictures), part, list)
+        return PictureWork(len(pictures), part, list)
 
     pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, finish, draws=True)
     puppet.next().finish()
@@ -467,7 +467,7 @@ def test_a_reply_given_up_before_it_is_drawn_is_counted_as_dropped_and_makes_roo
 
     def finish(pictures, *_):
         clock.advance(5)
-        return Drawing(len(pictures), pytest.fail, list)
+        return PictureWork(len(pictures), pytest.fail, list)
 
     pipeline.run_sources(model, list(views(5, 6)), OUTPUTS, asked.call, finish, draws=True)
     puppet.next().finish()
@@ -484,9 +484,9 @@ def test_what_would_wait_too_long_to_be_drawn_is_refused_and_only_that(pipeline,
         begun.set()
         assert go_on.wait(10)
 
-    drawing.submit(Drawing(1, lambda _: clock.advance(8), list), ask().call, lambda *_: None)
+    drawing.submit(PictureWork(1, lambda _: clock.advance(8), list), ask().call, lambda *_: None)
     mailbox.open()
-    drawing.submit(Drawing(2, hold, list), ask().call, lambda *_: None)
+    drawing.submit(PictureWork(2, hold, list), ask().call, lambda *_: None)
     assert begun.wait(10)
     run = partial(pipeline.run_sources, model, list(views(1)), OUTPUTS)
     try:

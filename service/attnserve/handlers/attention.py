@@ -11,12 +11,12 @@ from attnserve.codec import attention as codec
 from attnserve.codec.maps import style_of
 from attnserve.contract import Call, Outputs
 from attnserve.decode import Picture
-from attnserve.drawing import Drawing
 from attnserve.errors import AttnserveError, InvalidArgument
 from attnserve.explain import Explained
 from attnserve.handlers.table import Method
 from attnserve.lifecycle import READY
 from attnserve.models import Model, Models
+from attnserve.picture_pool import PictureWork
 from attnserve.pipeline import Pipeline
 from attnserve.v1 import attention_pb2 as pb
 
@@ -78,7 +78,7 @@ class AttentionHandlers:
         def finish(pictures: list[Picture], result: Outputs, explained: list[Explained]) -> object:
             results = codec.ImageResults(pictures, result, explained, model.files.labels, asked, sites)
             if draws:
-                return Drawing(len(pictures), results.answer, response)
+                return PictureWork(len(pictures), results.answer, response)
             return response(map(results.answer, range(len(pictures))))
 
         outputs = codec.outputs_for(sites, wish)

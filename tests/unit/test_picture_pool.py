@@ -1,4 +1,4 @@
-"""Replies drawn picture by picture: shared out among clients, given up with their calls, joined in order."""
+"""Work on pictures one by one: shared out among clients, given up with its call, joined in order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from attnserve.drawing import Drawing, DrawingPool
 from attnserve.errors import Cancelled, DeadlineExceeded, Internal, NotFound, Unavailable
+from attnserve.picture_pool import PicturePool, PictureWork
 
 PATIENCE_S = 10.0
 
@@ -20,8 +20,8 @@ class Easel:
         self.held = threading.Event()
         self.go_on = threading.Event()
 
-    def drawing(self, *names: str) -> Drawing:
-        return Drawing(len(names), lambda row: self._draw(names[row]), "+".join)
+    def drawing(self, *names: str) -> PictureWork:
+        return PictureWork(len(names), lambda row: self._draw(names[row]), "+".join)
 
     def _draw(self, name: str) -> str:
         self.drawn.append(name)
@@ -42,7 +42,7 @@ def easel():
 
 @pytest.fixture
 def pool(clock, easel):
-    pool = DrawingPool(1, clock)
+    pool = PicturePool("draw", 1, clock)
     yield pool
     easel.go_on.set()
     pool.close()
@@ -69,7 +69,7 @@ def hold(submit, easel):
 
 
 def test_the_parts_are_joined_in_the_order_of_the_pictures_whichever_is_drawn_first(clock, ask, mailbox):
-    pool, last, outcomes = DrawingPool(2, clock), threading.Event(), []
+    pool, last, outcomes = PicturePool("draw", 2, clock), threading.Event(), []
 
     def part(row):
         if row == 0:
@@ -78,7 +78,7 @@ def test_the_parts_are_joined_in_the_order_of_the_pictures_whichever_is_drawn_fi
             last.set()
         return row
 
-    pool.submit(Drawing(2, part, list), ask().call, lambda *outcome: outcomes.append(outcome))
+    pool.submit(PictureWork(2, part, list), ask().call, lambda *outcome: outcomes.append(outcome))
     mailbox.open()
     pool.close()
     assert outcomes == [([0, 1], None)]
@@ -152,14 +152,14 @@ def test_nothing_is_drawn_of_a_call_past_its_deadline(submit, easel, clock):
 
 
 def test_a_late_call_is_answered_once_after_the_picture_that_is_being_drawn(easel, ask, clock, new_mailbox):
-    pool, late, other, outcomes = DrawingPool(2, clock), new_mailbox(), new_mailbox(), []
+    pool, late, other, outcomes = PicturePool("draw", 2, clock), new_mailbox(), new_mailbox(), []
     beside, go_on = threading.Event(), threading.Event()
 
     def part(_):
         beside.set()
         assert go_on.wait(PATIENCE_S)
 
-    pool.submit(Drawing(1, part, list), ask(inbox=other).call, lambda *_: None)
+    pool.submit(PictureWork(1, part, list), ask(inbox=other).call, lambda *_: None)
     assert beside.wait(PATIENCE_S)
     call = ask(inbox=late, deadline=clock.now + 5).call
     pool.submit(easel.drawing("hold", "b"), call, lambda *outcome: outcomes.append(outcome))
@@ -197,7 +197,7 @@ def test_a_picture_that_fails_fails_its_call_once_and_the_thread_goes_on_without
 
 def test_parts_that_cannot_be_joined_fail_the_call_and_the_thread_goes_on(pool, submit, ask, mailbox):
     outcomes = []
-    pool.submit(Drawing(1, str, lambda _: 1 / 0), ask().call, lambda *outcome: outcomes.append(outcome))
+    pool.submit(PictureWork(1, str, lambda _: 1 / 0), ask().call, lambda *outcome: outcomes.append(outcome))
     mailbox.open()
     _, after, drawn = submit("after")
     after.open()
@@ -214,7 +214,7 @@ def test_an_inbox_that_refuses_does_not_take_the_thread_with_it(pool, easel, sub
     _, after, drawn = submit("after")
     after.open()
     assert drawn == [("after", None)]
-    assert "an inbox refused a drawn reply" in caplog.text
+    assert "an inbox refused what was made" in caplog.text
 
 
 @pytest.mark.usefixtures("hold")
@@ -241,7 +241,7 @@ def test_a_call_that_is_being_drawn_when_the_pool_closes_is_answered_once_its_pi
 
 def test_the_predicted_wait_grows_with_what_is_ahead_and_the_time_it_takes(pool, submit, easel, ask, mailbox, clock):
     assert pool.predicted_wait_s("person", 1, 1) == 0
-    pool.submit(Drawing(1, lambda _: clock.advance(2), list), ask().call, lambda *_: None)
+    pool.submit(PictureWork(1, lambda _: clock.advance(2), list), ask().call, lambda *_: None)
     mailbox.open()
     submit("hold", client="job")
     assert easel.held.wait(PATIENCE_S)

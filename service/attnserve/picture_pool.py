@@ -1,7 +1,8 @@
-"""Threads that draw the replies whose maps take long to make, picture by picture, off the transports' threads.
+"""Threads that work on the pictures of many calls one by one, off the transports' threads: they decode, or draw maps.
 
 Shares its time out as the workers do (`batch_queue`): by priority, fairly between clients, the earliest deadline first.
-Knows no message: what a `Drawing` makes is its handler's.
+Its queue is bounded by admission, which counts every picture before it comes here. Knows no picture and no message:
+what is made of one is the caller's.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.05  # weight of the newest picture in the running seconds per picture: about the last twenty
 
-OnDrawn = Callable[[object, AttnserveError | None], None]
-"""Takes the reply, or None and why there is none."""
+OnDone = Callable[[Any, AttnserveError | None], None]
+"""Takes what was made of a call's pictures, or None and why there is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """A reply that is still to be made, on any threads.
+class PictureWork:
+    """What is to be made of the pictures of one call, on any threads.
 
     Attributes:
         rows: Pictures in the call, at least 1.
-        part: Draws what answers one picture; run side by side for several.
-        whole: Joins the parts, in the order of the pictures, into the reply.
+        part: Makes what comes of one picture, by its number; run side by side for several.
+        whole: Joins the parts, in the order of the pictures.
     """
 
     rows: int
@@ -42,14 +43,15 @@ class Drawing:
     whole: Callable[[list[Any]], object]
 
 
-class DrawingPool:
-    """Draws the replies of many calls side by side.
+class PicturePool:
+    """Works for many calls side by side.
 
     Args:
+        name: Of the threads.
         threads: At least 1.
     """
 
-    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._queue: BatchQueue[_Job] = BatchQueue(Policy(max_batch_size=1, levels=MOST_LEVELS))
         self._seconds_per_picture = 0.0
@@ -57,7 +59,7 @@ class DrawingPool:
         self._filled = threading.Condition()
         self._threads = threads
         for index in range(threads):
-            threading.Thread(target=self._work, name=f"draw-{index}", daemon=True).start()
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True).start()
 
     def predicted_wait_s(self, client: str, level: int, pictures: int) -> float:
         """Seconds until the last of so many pictures of that client would begin, by the recent pace."""
@@ -65,13 +67,13 @@ class DrawingPool:
             ahead = self._queue.rows_ahead(client, level, pictures)
         return ahead * self._seconds_per_picture / self._threads
 
-    def submit(self, drawing: Drawing, call: Call, on_drawn: OnDrawn) -> None:
-        """Draw; then call back once on the call's inbox with the reply, or with the first error. Does not block.
+    def submit(self, work: PictureWork, call: Call, on_done: OnDone) -> None:
+        """Do it; then call back once on the call's inbox with the whole, or with the first error. Does not block.
 
         Pictures that no thread has begun are left out where one of them fails, the caller goes away, the deadline
         passes or the pool closes.
         """
-        job = _Job(drawing, call, on_drawn, call.client, call.level, call.deadline, cancelled=call.cancelled)
+        job = _Job(work, call, on_done, call.client, call.level, call.deadline, cancelled=call.cancelled)
         with self._filled:
             refused = self._closed
             if not refused:
@@ -84,7 +86,7 @@ class DrawingPool:
             call.when_cancelled(partial(self._cancel, job))
 
     def close(self) -> None:
-        """Fail what has not begun with `Unavailable`; threads that still draw end with the process. Does not block."""
+        """Fail what has not begun with `Unavailable`; threads that still work end with the process. Does not block."""
         with self._filled:
             self._closed = True
             left = self._queue.clear()
@@ -106,7 +108,7 @@ class DrawingPool:
             pass
 
     def _work_once(self) -> bool:
-        """Draw the next picture; False once closed. No frame but this one holds a job, and none while it waits."""
+        """Take the next picture; False once closed. No frame but this one holds a job, and none while it waits."""
         with self._filled:
             self._filled.wait_for(lambda: self._closed or self._queue.rows)
             if self._closed:
@@ -116,14 +118,14 @@ class DrawingPool:
         for job in over:
             job.report()
         for job, row, _ in batch.slices:
-            self._draw(job, row)
+            self._make(job, row)
         return True
 
-    def _draw(self, job: _Job, row: int) -> None:
+    def _make(self, job: _Job, row: int) -> None:
         started = self._clock()
         error: AttnserveError | None = None
         try:
-            job.parts[row] = job.drawing.part(row)
+            job.parts[row] = job.work.part(row)
         except Exception as failure:
             error = told(job.call, failure)
         seconds = self._clock() - started
@@ -141,11 +143,11 @@ class DrawingPool:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """The pictures of one reply, as something that waits; see `contract.Waiting`."""
+    """The pictures of one call, as something that waits; see `contract.Waiting`."""
 
-    drawing: Drawing
+    work: PictureWork
     call: Call
-    on_drawn: OnDrawn
+    on_done: OnDone
     client: str
     level: int
     deadline: float
@@ -159,13 +161,13 @@ class _Job:
 
     @property
     def rows(self) -> int:
-        """Pictures in the reply."""
-        return self.drawing.rows
+        """Pictures in the call."""
+        return self.work.rows
 
     @property
     def waiting(self) -> int:
         """Pictures that no thread has taken yet."""
-        return self.drawing.rows - self.taken
+        return self.work.rows - self.taken
 
     @property
     def over(self) -> bool:
@@ -176,14 +178,14 @@ class _Job:
         """Post the outcome to the call's inbox; called once, by whoever found it over."""
         outcome = self._outcome()
         try:
-            self.call.inbox.post([partial(self.on_drawn, *outcome)])
+            self.call.inbox.post([partial(self.on_done, *outcome)])
         except Exception:  # the transport is gone, and the thread must not go with it
-            log.exception("an inbox refused a drawn reply")
+            log.exception("an inbox refused what was made of a call's pictures")
 
     def _outcome(self) -> tuple[object, AttnserveError | None]:
         if self.error is not None:
             return None, self.error
         try:
-            return self.drawing.whole([self.parts[row] for row in range(self.rows)]), None
+            return self.work.whole([self.parts[row] for row in range(self.rows)]), None
         except Exception as failure:
             return None, told(self.call, failure)
