@@ -127,9 +127,8 @@ class Loader:
         queue: BatchQueue[Entry] = BatchQueue(replace(policy_of(files.config), max_queue_delay_s=0.0), table)
         log.info("model %s version %s: explains by %s, loaded in %.2f s", *files.key, layer.layer,
                  time.monotonic() - started)  # fmt: skip
-        return Scheduler(
-            files.key, [backend] * workers, queue, QuietListener()
-        )  # batches and drops are none of the model's own
+        silent = QuietListener()  # batches and drops are none of the model's own
+        return Scheduler(files.key, [backend] * workers, queue, silent)
 
     def _check_it_fits(self, path: Path, config: pb.ModelConfig, previous: Model | None) -> int:
         """The file's size; raises `DoesNotFit`."""
