@@ -3,7 +3,8 @@
 Two halves share one contract, the model repository. Reading order:
 
 * Shared: `errors` (the one table of failures), `card` (what a model version is), `preprocess` (picture to view).
-* The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engine: `session`.
+* The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engines: `session` (ONNX
+  Runtime), `engines` (which backend, and how many).
 * Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, found by name), `memory` and
   `loading` (files to a warm model), `lifecycle` (what to load, serve, keep, retire), `keeper` (does it) and
   `control` (when).

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from attnserve import memory
+from attnserve import engines, memory
 from attnserve.batch_queue import BatchQueue
 from attnserve.card import LAST, Explanation
 from attnserve.contract import Entry, Listener
-from attnserve.cores import available_cores
+from attnserve.engines import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
 from attnserve.inference import model_config_pb2 as pb
@@ -27,7 +27,7 @@ from attnserve.model_config import policy_of
 from attnserve.models import Model
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
 from attnserve.scheduler import Scheduler
-from attnserve.session import CPU, ExplainingBackend, OnnxBackend, choose_provider, warm_up_sizes
+from attnserve.session import ExplainingBackend
 
 _ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
 
@@ -74,26 +74,28 @@ class Loader:
         files = read_version(folder, version, config)
         memory.give_back()
         resident_before = memory.resident_bytes()
-        backend, table = self._backend(files)
+        engine = engines.open_engine(files.model_path, config, self._provider, self._workers)
+        _check_outputs(files, engine)
+        _check_probabilities(files, engine)
         memory.give_back()
         memory_bytes = max(memory.resident_bytes() - resident_before, file_bytes)
-        count = self._worker_count(config, backend)
-        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), table)
-        scheduler = Scheduler(files.key, [backend] * count, queue, self._listener)
+        count = len(engine.backends)
+        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), engine.table)
+        scheduler = Scheduler(files.key, engine.backends, queue, self._listener)
         load_s = time.monotonic() - started
         log.info("model %s version %s: %s, %d workers, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
-                 backend.provider, count, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
+                 engine.provider, count, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
         return Model(
             files,
             scheduler,
-            backend.provider,
-            frozenset(backend.outputs),
+            engine.provider,
+            frozenset(engine.output_types),
             load_s,
             memory_bytes,
             file_bytes,
             explainers=Explainers(
                 [
-                    (layer, partial(self._load_layer, files, layer, backend.provider, count))
+                    (layer, partial(self._load_layer, files, layer, engine.provider, count))
                     for layer in files.card.explain
                 ]
             ),
@@ -148,31 +150,10 @@ class Loader:
             raise DoesNotFit(f"{path}: {reason}")
         return file_bytes
 
-    def _backend(self, files: VersionFiles) -> tuple[OnnxBackend, LatencyTable]:
-        """A session, checked against the card and warm, and what its batches cost."""
-        wanted = {pb.ModelInstanceGroup.KIND_CPU: "cpu", pb.ModelInstanceGroup.KIND_GPU: "cuda"}.get(
-            _instances(files.config).kind, self._provider
-        )
-        backend = OnnxBackend(files.model_path, choose_provider(wanted), strict=wanted == "cuda")
-        _check_outputs(files, backend)
-        try:
-            table = LatencyTable(backend.warm_up(warm_up_sizes(files.config.max_batch_size)))
-        except Exception as error:  # onnxruntime has no one class for a graph that fails
-            raise ConfigError(f"{files.model_path}: the warm-up failed: {error}") from error
-        _check_probabilities(files, backend)
-        return backend, table
 
-    def _worker_count(self, config: pb.ModelConfig, backend: OnnxBackend) -> int:
-        return _instances(config).count or self._workers or (available_cores() if backend.provider == CPU else 1)
-
-
-def _instances(config: pb.ModelConfig) -> pb.ModelInstanceGroup:
-    return config.instance_group[0] if config.instance_group else pb.ModelInstanceGroup()
-
-
-def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
+def _check_outputs(files: VersionFiles, engine: Engine) -> None:
     """The graph must give what the card and config.pbtxt promise, at the shapes they say."""
-    size = (backend.height, backend.width)
+    size = (engine.height, engine.width)
     if size != (files.card.preprocessing.height, files.card.preprocessing.width):
         raise ConfigError(f"{files.model_path}: takes pictures of {size}, not what the card says")
     promised: dict[str, tuple[int, ...]] = {"probabilities": (len(files.labels),), "logits": (len(files.labels),)}
@@ -185,17 +166,17 @@ def _check_outputs(files: VersionFiles, backend: OnnxBackend) -> None:
         if layer.layer == LAST:
             promised[FEATURES] = (layer.channels, layer.height, layer.width)
     for name, shape in promised.items():
-        found = backend.output_shapes.get(name)
+        found = engine.output_shapes.get(name)
         if found is None or found[1:] != shape:
             raise ConfigError(f"{files.model_path}: output {name!r} should be (batch, {shape}), found {found}")
-    for name, kind in backend.output_types.items():
+    for name, kind in engine.output_types.items():
         if kind != "tensor(float)":
             raise ConfigError(f"{files.model_path}: output {name!r} must be tensor(float), found {kind}")
 
 
-def _check_probabilities(files: VersionFiles, backend: OnnxBackend) -> None:
+def _check_probabilities(files: VersionFiles, engine: Engine) -> None:
     """What the graph calls probabilities must be some: for a black picture they are finite and add up to 1."""
-    black = np.zeros((1, backend.height, backend.width, 3), np.uint8)
-    probabilities = backend.run(black, ["probabilities"])["probabilities"]
+    black = np.zeros((1, engine.height, engine.width, 3), np.uint8)
+    probabilities = engine.backends[0].run(black, ["probabilities"])["probabilities"]
     if not (probabilities.min() >= 0 and abs(float(probabilities.sum()) - 1) < _ROUNDING):  # NaN fails both
         raise ConfigError(f"{files.model_path}: `probabilities` are none for a black picture: {probabilities}")

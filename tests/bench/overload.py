@@ -149,7 +149,7 @@ def capacity_of(target: str, args: argparse.Namespace, payload: bytes) -> float:
 
 def serve(engine_ms: float) -> None:
     """The server, its engine slowed down; runs until it is told to stop."""
-    from attnserve import loading
+    from attnserve import engines
     from attnserve.config import ServeConfig
     from attnserve.server import serve as run
     from attnserve.session import OnnxBackend
@@ -162,7 +162,7 @@ def serve(engine_ms: float) -> None:
             return super().run(images, outputs)
 
     if engine_ms:
-        loading.OnnxBackend = Slow  # type: ignore[misc]
+        engines.OnnxBackend = Slow  # type: ignore[misc]
     local = "127.0.0.1:0"
     repository = str(ROOT / "model_repo")
     config = ServeConfig(
