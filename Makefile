@@ -31,9 +31,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/run.py
 	$(BIN)/python tests/bench/explain.py
 
-## bench-overload: goodput at up to ten times what the server can do, with a slow engine and with the small net itself.
+## bench-overload: goodput at up to ten times what the server can do, with a slow engine (small requests of one client, large
+## ones of many) and with the small net itself.
 bench-overload: $(VENV)/.dev
 	$(BIN)/python tests/bench/overload.py
+	$(BIN)/python tests/bench/overload.py --clients 24 --images 8 --deadline-ms 2000 --seconds 20
 	$(BIN)/python tests/bench/overload.py --engine-ms 0 --deadline-ms 100
 
 ## soak: a hundred thousand requests of every kind; memory and open files must stay flat.

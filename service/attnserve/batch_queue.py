@@ -4,7 +4,8 @@ Law: an idle worker never waits while rows are queued, unless config.pbtxt asks 
 all workers are busy.
 Law: an entry that was cancelled, has expired or cannot end in time leaves before it is launched.
 Law: of two priority classes the higher goes first; within a class clients get equal shares (`fair_queue`), however long
-one has waited; within a client the earliest deadline goes first, and what came first of equal ones.
+one has waited, in turns of a few batches; within a client the earliest deadline goes first, and what came first of
+equal ones.
 Law: no class starves: a client that has rows waiting and gets none launched lifts its class until it has had a turn, by
 one class per `ageing_s`; classes that are level then alternate. The age of a backlog that is served lifts nothing.
 Law: a batch is no larger than its most urgent image allows, and than still gains throughput (`latency_table`).
@@ -38,6 +39,9 @@ class Policy:
         max_queue_delay_s: How long an idle worker may wait for the batch to grow; 0 never waits.
         levels: Priority classes; 1 is served first.
         ageing_s: So long without a row launched, a client that waits lifts its class by one.
+        turn_batches: Batches of the largest size that an entry may fill before others of its class come. Chosen with
+            ten to forty clients that ask for more than there is: 2 made large requests late together, 8 let a client
+            that asks for more than its share wait ten times as long.
     """
 
     max_batch_size: int
@@ -45,6 +49,7 @@ class Policy:
     max_queue_delay_s: float = 0.0
     levels: int = 1
     ageing_s: float = 1.0
+    turn_batches: int = 4
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
@@ -56,13 +61,15 @@ class BatchQueue(Generic[W]):
 
     Args:
         table: What batches cost; the queue keeps no other copy.
+        workers: How many take from it.
     """
 
-    def __init__(self, policy: Policy, table: LatencyTable | None = None) -> None:
+    def __init__(self, policy: Policy, table: LatencyTable | None = None, workers: int = 1) -> None:
         self.policy = policy
+        self._workers = workers
         self.table = table or LatencyTable()
-        quantum = max(1, policy.max_batch_size // 4)  # so that a batch of the largest size can hold four clients
-        self._classes: list[FairQueue[W]] = [FairQueue(quantum) for _ in range(policy.levels)]
+        longest_turn = policy.turn_batches * policy.max_batch_size
+        self._classes: list[FairQueue[W]] = [FairQueue(longest_turn) for _ in range(policy.levels)]
         self._orders = itertools.count()
         self._entries: dict[int, W] = {}  # those that wait, by number, in the order of arrival
         self._deadlines: list[tuple[float, int]] = []  # a heap, some of it of entries that left
@@ -135,8 +142,10 @@ class BatchQueue(Generic[W]):
         room = self._room(idle_workers)
         slices: list[Slice[W]] = []
         rows, tightest = 0, math.inf
-        while rows < room and (found := self._next(dropped, now)) is not None:
-            entry, turn = found
+        while rows < room and (entry := self._next(dropped, now)) is not None:
+            if self._is_doomed(entry, now):
+                self._drop(entry, DeadlineExceeded("the deadline could not be met"), dropped)
+                continue
             if entry.deadline < tightest:
                 fitting = self.table.largest_within(entry.deadline - now, room)
                 if fitting <= rows and rows:
@@ -145,7 +154,7 @@ class BatchQueue(Generic[W]):
                     self._drop(entry, DeadlineExceeded("the deadline could not be met"), dropped)
                     continue
                 tightest, room = entry.deadline, fitting or room
-            rows += self._launch(entry, min(room - rows, turn), slices, now)
+            rows += self._launch(entry, room - rows, slices, now)
         return Batch(tuple(slices), rows), dropped
 
     def discard(self, entry: W, error: AttnserveError) -> bool:
@@ -173,14 +182,14 @@ class BatchQueue(Generic[W]):
         room = min(self.limit, share)
         return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 
-    def _next(self, dropped: list[W], now: float) -> tuple[W, int] | None:
-        """Whose rows go next, and how many at most; drops what was cancelled on the way."""
+    def _next(self, dropped: list[W], now: float) -> W | None:
+        """Whose rows go next; drops what was cancelled on the way."""
         while queued := [at for at, each in enumerate(self._classes) if each.rows]:
             first = min(queued, key=lambda at: (self._lifted(at, now), self._last_launch[at]))
             found = self._classes[first].peek()
-            if found is None or not found[0].cancelled:
+            if found is None or not found.cancelled:
                 return found
-            self._drop(found[0], Cancelled("the caller went away"), dropped)
+            self._drop(found, Cancelled("the caller went away"), dropped)
         return None
 
     def _lifted(self, at: int, now: float) -> int:
@@ -201,6 +210,14 @@ class BatchQueue(Generic[W]):
             start = slices.pop().start
         slices.append(Slice(entry, start, entry.taken))
         return count
+
+    def _is_doomed(self, entry: W, now: float) -> bool:
+        """Whether the entry could not end in time if every worker ran its rows now, and others wait for them.
+
+        Alone it always runs, for the table may be wrong and would never learn.
+        """
+        share = -(-entry.waiting // self._workers)
+        return self.rows > entry.waiting and now + self.table.predicted_s(share) > entry.deadline
 
     def _gives_way(self, entry: W, fitting: int, now: float, room: int) -> bool:
         """Whether to drop an entry that allows only a batch of `fitting`, fewer than the `room` there is.

@@ -1,9 +1,11 @@
-"""Whose turn it is within one priority class: clients by turns, and within a turn the earliest deadline.
+"""Whose turn it is within one priority class: clients in equal shares, and of one client the earliest deadline.
 
-Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995): in each round every client may have `quantum` rows launched.
-A client that comes back after a pause joins the present round (as in start-time fair queueing: Goyal, Vin, Cheng,
-SIGCOMM 1996), so nobody saves up turns and nobody is held to account for ever. It also knows how long a client has had
-no row launched, by which `batch_queue` ages the class. A plain object, no threads or clocks.
+An entry goes before another where its client will have had fewer rows launched at its end (finish tags: Demers, Keshav,
+Shenker, SIGCOMM 1989), so a large one is run to its end once begun, and many of equal size end one after the other and
+not all at the last moment. A client that comes back after a pause starts from whom is served then (start-time fair
+queueing: Goyal, Vin, Cheng, SIGCOMM 1996), so nobody saves up turns and nobody is held to account for ever. It also
+knows how long a client has had no row launched, by which `batch_queue` ages the class. A plain object, no threads or
+clocks.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from attnserve.contract import W
 
 _COMPACT_ABOVE = 64  # numbers of entries that left, in a client's heap, besides as many that wait
 _MOST_ABSENT = 1024  # clients that have nothing queued and whose standing is remembered
+_MOST_COUNTED = 128  # clients that one estimate looks at: it is asked for each request, refused ones too
 
 
 class _Line:
@@ -31,24 +34,25 @@ class _Line:
         self.turn: _Turn | None = None
 
 
-_Turn = tuple[int, float, int, int, _Line]  # round, deadline, number, serial (so that lines are never compared), line
+_Turn = tuple[int, float, int, int, _Line]  # tag, deadline, number, serial (so that lines are never compared), line
 
 
 class FairQueue(Generic[W]):
     """The entries of one class. An entry leaves by `charge`, when all of it was launched, or by `discard`.
 
     Args:
-        quantum: Rows that a client may have launched in one round.
+        longest_turn: Rows that an entry may have launched at a stretch. Of a larger one all but as many at its end are
+            launched by turns, so that nobody waits longer than that for each of the others.
     """
 
-    def __init__(self, quantum: int) -> None:
+    def __init__(self, longest_turn: int) -> None:
         self.rows = 0
-        self._quantum = quantum
+        self._longest_turn = longest_turn
         self._entries: dict[int, W] = {}
         self._lines: dict[str, _Line] = {}
         self._since: OrderedDict[str, float] = OrderedDict()  # of clients with something queued, the longest wait first
         self._turns: list[_Turn] = []
-        self._served = 0  # standing of the client that was served last, before it was
+        self._served = 0  # where the client that was served last stood when its present turn began
         self._serials = itertools.count()
 
     @property
@@ -62,10 +66,17 @@ class FairQueue(Generic[W]):
         return self._since[next(iter(self._since))]
 
     def rows_ahead(self, client: str, rows: int) -> int:
-        """Most rows that go before the last of `rows` new ones of that client: others have no more turns than it."""
+        """Rows that go before the last of `rows` new ones of that client, if nobody else comes.
+
+        At most, where more than `_MOST_COUNTED` clients wait: then they are taken to be where the client is.
+        """
         line = self._lines.get(client)
-        own = line.rows if line else 0
-        return own + min(self.rows - own, self.clients * (own + rows))
+        own, served = (line.rows, line.served) if line else (0, 0)
+        tag = max(served, self._served) + own + rows
+        if self.clients > _MOST_COUNTED:
+            return own + min(self.rows - own, self.clients * (own + rows))
+        lines = (self._lines[name] for name in self._since if name != client)
+        return own + sum(min(each.rows, tag - each.served) for each in lines if each.turn and each.turn[0] <= tag)
 
     def put(self, entry: W, now: float) -> None:
         """Queue the rows of an entry that were not launched."""
@@ -81,8 +92,8 @@ class FairQueue(Generic[W]):
         self.rows += entry.waiting
         self._give_turn(line)
 
-    def peek(self) -> tuple[W, int] | None:
-        """Whose rows go next, and how many its client may have in this round; None where nothing is queued."""
+    def peek(self) -> W | None:
+        """Whose rows go next; None where nothing is queued."""
         while self._turns:
             turn = self._turns[0]
             line = turn[-1]
@@ -91,13 +102,14 @@ class FairQueue(Generic[W]):
             elif line.entries[0][1] not in self._entries:
                 self._give_turn(line)
             else:
-                return self._entries[line.entries[0][1]], self._quantum - line.served % self._quantum
+                return self._entries[line.entries[0][1]]
         return None
 
     def charge(self, entry: W, rows: int, now: float) -> None:
         """`rows` of the entry that `peek` returned were launched; `entry.taken` counts them already."""
         line = self._lines[entry.client]
-        self._served = line.served
+        tag = line.served + min(entry.waiting + rows, self._longest_turn)
+        self._served = tag - min(entry.rows, self._longest_turn)
         line.served += rows
         self._since[entry.client] = now
         self._since.move_to_end(entry.client)
@@ -129,7 +141,8 @@ class FairQueue(Generic[W]):
             heapify(line.entries)
         while line.entries[0][1] not in self._entries:
             heappop(line.entries)
-        place = (line.served // self._quantum, *line.entries[0])
+        head = self._entries[line.entries[0][1]]
+        place = (line.served + min(head.waiting, self._longest_turn), *line.entries[0])
         if line.turn is None or line.turn[:3] != place:
             line.turn = (*place, next(self._serials), line)
             heappush(self._turns, line.turn)

@@ -80,7 +80,7 @@ class Loader:
         memory.give_back()
         memory_bytes = max(memory.resident_bytes() - resident_before, file_bytes)
         count = len(engine.backends)
-        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), engine.table)
+        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), engine.table, count)
         scheduler = Scheduler(files.key, engine.backends, queue, self._listener)
         load_s = time.monotonic() - started
         log.info("model %s version %s: %s, %d workers, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
@@ -126,7 +126,7 @@ class Loader:
             table = LatencyTable({1: backend.warm_up(row)})  # the larger sizes are learned as they come
         except Exception as error:  # onnxruntime has no one class for a graph that fails
             raise ConfigError(f"{path}: the warm-up failed: {error}") from error
-        queue: BatchQueue[Entry] = BatchQueue(replace(policy_of(files.config), max_queue_delay_s=0.0), table)
+        queue: BatchQueue[Entry] = BatchQueue(replace(policy_of(files.config), max_queue_delay_s=0.0), table, workers)
         log.info("model %s version %s: explains by %s, loaded in %.2f s", *files.key, layer.layer,
                  time.monotonic() - started)  # fmt: skip
         silent = QuietListener()  # batches and drops are none of the model's own

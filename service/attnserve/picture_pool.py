@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.05  # weight of the newest picture in the running seconds per picture: about the last twenty
 
+_LONGEST_TURN = 32  # pictures of one call before those of others come, if their clients had as many
+
 OnDone = Callable[[Any, AttnserveError | None], None]
 """Takes what was made of a call's pictures, or None and why there is nothing."""
 
@@ -53,7 +55,8 @@ class PicturePool:
 
     def __init__(self, name: str, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._queue: BatchQueue[_Job] = BatchQueue(Policy(max_batch_size=1, levels=MOST_LEVELS))
+        policy = Policy(max_batch_size=1, levels=MOST_LEVELS, turn_batches=_LONGEST_TURN)
+        self._queue: BatchQueue[_Job] = BatchQueue(policy, workers=threads)
         self._seconds_per_picture = 0.0
         self._closed = False
         self._filled = threading.Condition()

@@ -2,6 +2,7 @@
 
     python tests/bench/overload.py [--loads 0.5,0.8,1,2,5,10] [--engine-ms 80] [--deadline-ms 1000] [--seconds 10]
     python tests/bench/overload.py --engine-ms 0 --deadline-ms 100     # the small net itself
+    python tests/bench/overload.py --clients 24 --images 8 --deadline-ms 2000    # many clients with large requests
 
 Requests come at random times (a Poisson process) at multiples of the capacity, whether or not earlier ones were
 answered. With `--engine-ms` every image takes that long (asleep, so that the generator has the machine for itself) on
@@ -60,8 +61,9 @@ class Seen:
     good: int = 0  # in time, and before the run was over
 
 
-async def offer(target: str, rate: float, seconds: float, deadline_s: float, payload: bytes) -> tuple[Seen, int]:
-    """Send requests for so long; returns what came of them, and how many were sent."""
+async def offer(target: str, rate: float, args: argparse.Namespace, payload: bytes) -> tuple[Seen, int]:
+    """Send requests of clients at random; returns what came of them, and how many were sent."""
+    seconds, deadline_s = args.seconds, args.deadline_ms / 1e3
     seen, tasks, random = Seen(), set(), np.random.default_rng(0)
     async with grpc.aio.insecure_channel(target) as channel:
         call = channel.unary_unary(METHOD)
@@ -69,7 +71,7 @@ async def offer(target: str, rate: float, seconds: float, deadline_s: float, pay
         async def one() -> None:
             started = time.perf_counter()
             try:
-                await call(payload, timeout=deadline_s)
+                await call(payload, timeout=deadline_s, metadata=[("x-client-id", f"{random.integers(args.clients)}")])
             except grpc.aio.AioRpcError as error:
                 seen.codes[error.code().name] += 1
                 return
@@ -107,7 +109,7 @@ def cpu_s(pid: int) -> float:
 def measure(target: str, pid: int, load: float, capacity: float, args: argparse.Namespace, payload: bytes) -> Row:
     """One row of the table."""
     before = cpu_s(pid)
-    seen, sent = asyncio.run(offer(target, load * capacity, args.seconds, args.deadline_ms / 1e3, payload))
+    seen, sent = asyncio.run(offer(target, load * capacity, args, payload))
     cpu = cpu_s(pid) - before
     p50, p99 = np.percentile(seen.latencies or [0.0], [50, 99]) * 1e3
     strange = set(seen.codes) - {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
@@ -184,20 +186,25 @@ def main() -> None:
     parser.add_argument("--engine-ms", type=float, default=80.0)
     parser.add_argument("--deadline-ms", type=float, default=1000.0)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--images", type=int, default=1, help="of one request")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.engine_ms)
     pixels = pb.RawImage(pixels=bytes(28 * 28 * 3), height=28, width=28)
-    payload = pb.ClassifyRequest(model=MODEL, images=[pb.Image(raw=pixels)], top_k=1).SerializeToString()
+    payload = pb.ClassifyRequest(model=MODEL, images=[pb.Image(raw=pixels)] * args.images, top_k=1).SerializeToString()
     command = [sys.executable, __file__, "--serve", "--engine-ms", str(args.engine_ms)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         target = json.loads(server.stdout.readline())["grpc"]
         try:
-            capacity = WORKERS * 1e3 / args.engine_ms if args.engine_ms else capacity_of(target, args, payload)
-            print(f"capacity {capacity:.1f} requests/s, deadline {args.deadline_ms:g} ms")
+            capacity = (
+                WORKERS * 1e3 / args.engine_ms / args.images if args.engine_ms else capacity_of(target, args, payload)
+            )
+            print(f"capacity {capacity:.1f} requests/s of {args.images} images, {args.clients} clients, "
+                  f"deadline {args.deadline_ms:g} ms")  # fmt: skip
             print(
                 "| load | offered/s | goodput/s | p50 ms | p99 ms | refused | expired | late | server CPU us/request |"
             )

@@ -91,13 +91,32 @@ def test_the_earliest_deadline_of_a_client_goes_first_and_of_equal_ones_what_cam
     assert values(queue.take(now=0)[0]) == [1]
 
 
-def test_clients_take_turns_so_that_a_batch_job_does_not_hold_up_a_person(new_entry, queue_of):
+def test_a_batch_job_does_not_hold_up_a_person(new_entry, queue_of):
     job, person = new_entry(*range(100, 120), client="job"), new_entry(1, client="person")
-    queue = queue_of(8, job, person)  # a turn is two rows
-    assert values(queue.take(now=0)[0]) == [100, 101, 1, 102, 103, 104, 105, 106]
+    queue = queue_of(8, job, person)
+    assert values(queue.take(now=0)[0]) == [1, 100, 101, 102, 103, 104, 105, 106]
     queue.put(new_entry(2, 3, 4, client="person"), now=0)
     queue.put(new_entry(5, 6, client="other"), now=0)
-    assert values(queue.take(now=0)[0]) == [107, 2, 3, 5, 6, 108, 109, 4]
+    assert values(queue.take(now=0)[0]) == [5, 6, 2, 3, 4, 107, 108, 109]
+
+
+def test_clients_with_requests_of_equal_size_have_them_ended_one_after_the_other(new_entry, queue_of):
+    queue = queue_of(2, *(new_entry(*[value] * 4, client=f"client {value}") for value in (1, 2, 3)))
+    assert [values(queue.take(now=0)[0]) for _ in range(6)] == [[1, 1], [1, 1], [2, 2], [2, 2], [3, 3], [3, 3]]
+
+
+def test_of_requests_longer_than_a_turn_all_but_the_last_turn_is_launched_by_turns(new_entry, queue_of):
+    queue = queue_of(2, *(new_entry(*[value] * 8, client=f"client {value}") for value in (1, 2)), turn_batches=2)
+    launched = [values(queue.take(now=0)[0])[0] for _ in range(8)]
+    assert launched == [1, 2, 1, 2, 1, 1, 2, 2]
+
+
+def test_whoever_had_less_goes_before_a_request_as_large(new_entry, queue_of):
+    queue = queue_of(4, new_entry(1, 1, 1, 1, client="first"), new_entry(2, 2, 2, 2, client="second"))
+    queue.take(now=0)
+    queue.put(new_entry(3, 3, 3, 3, client="first"), now=0)
+    queue.put(new_entry(4, 4, 4, client="newcomer"), now=0)
+    assert [values(queue.take(now=0)[0]) for _ in range(3)] == [[4, 4, 4, 2], [2, 2, 2, 3], [3, 3, 3]]
 
 
 def test_within_a_round_the_most_urgent_client_goes_first(new_entry, queue_of):
@@ -169,7 +188,7 @@ def test_an_old_backlog_does_not_keep_a_newcomer_of_its_class_from_its_turn(new_
     backlog = [new_entry(1, client="job", level=level) for _ in range(2000)]
     queue = queue_of(8, *backlog, levels=levels)
     queue.put(new_entry(7, client="person", level=level), now=age_s)
-    assert values(queue.take(age_s)[0]) == [1, 1, 7, 1, 1, 1, 1, 1]
+    assert values(queue.take(age_s)[0]) == [1, 7, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("age_s", [1.5, 2.5])
@@ -312,15 +331,39 @@ def test_with_a_delay_a_batch_is_ready_when_it_is_large_enough_old_enough_or_urg
     assert queue.ready_at(now=2) == 7  # what has left hurries nobody
 
 
+def test_an_entry_that_all_workers_could_not_end_in_time_leaves_before_those_that_they_can(new_entry):
+    queue = BatchQueue(Policy(2), LatencyTable({1: 1.5, 2: 2.0}), workers=2)
+    doomed, fits = new_entry(*[1] * 8, client="a", deadline=3.9), new_entry(*[2] * 8, client="b", deadline=4.0)
+    queue.put(doomed, now=0)
+    queue.put(fits, now=0)
+    batch, dropped = queue.take(now=0)
+    assert (values(batch), dropped) == ([2, 2], [doomed])
+    assert isinstance(doomed.error, DeadlineExceeded)
+
+
+def test_what_is_begun_and_will_be_late_leaves_for_others_and_not_where_nobody_waits(new_entry):
+    for others in (0, 1):
+        queue = BatchQueue(Policy(2), LatencyTable({1: 1.5, 2: 2.0}))
+        begun = new_entry(1, 1, 1, 1, deadline=4.0)
+        queue.put(begun, now=0)
+        queue.take(now=0)
+        for _ in range(others):
+            queue.put(new_entry(2, 2, 2, 2, 2, client="other"), now=2)
+        batch, dropped = queue.take(now=2.5)
+        assert (values(batch), dropped) == (([2, 2], [begun]) if others else ([1], []))
+
+
 @pytest.mark.parametrize(
     ("client", "level", "rows", "ahead"),
     [
-        ("new", 1, 1, 2 * (0 + 1)),  # two clients in the class, one turn each as large as its own
+        ("new", 1, 1, 0),  # both clients of the class have more
+        ("new", 1, 2, 2),  # b came before
         ("new", 1, 50, 5 + 2),
         ("a", 1, 1, 5 + 2),
-        ("b", 1, 1, 2 + 5),  # as much of a's five as b has and brings: six; there are but five
-        ("new", 2, 1, 7 + 1),
-        ("new", 9, 1, 7 + 1),
+        ("b", 1, 1, 2),  # its third row goes before a's fifth
+        ("b", 1, 3, 2 + 5),
+        ("new", 2, 1, 7),
+        ("new", 9, 3, 7 + 3),
     ],
 )
 def test_rows_ahead_are_what_turns_and_classes_put_before_new_ones(new_entry, queue_of, client, level, rows, ahead):

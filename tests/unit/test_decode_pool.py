@@ -209,7 +209,8 @@ def test_the_predicted_wait_grows_with_what_is_ahead_and_the_time_it_takes(ask, 
     pool.submit([b"hold", b"a", b"b"], VIEW, ask(inbox=second).call, lambda *_: None)
     assert held.wait(10)
     assert pool.predicted_wait_s("ipv4:1.2.3.4:5", 1, 1) == 2 * 2  # the same client's two
-    assert pool.predicted_wait_s("somebody else", 1, 1) == 1 * 2  # by turns
+    assert pool.predicted_wait_s("somebody else", 1, 1) == 0  # who asks for less goes first
+    assert pool.predicted_wait_s("somebody else", 1, 3) == 2 * 2
     go_on.set()
     second.open()
     pool.close()

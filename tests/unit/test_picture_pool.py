@@ -247,4 +247,5 @@ def test_the_predicted_wait_grows_with_what_is_ahead_and_the_time_it_takes(pool,
     assert easel.held.wait(PATIENCE_S)
     submit("a", "b", "c", client="job")
     assert pool.predicted_wait_s("job", 1, 1) == 6
-    assert pool.predicted_wait_s("person", 1, 1) == 2
+    assert pool.predicted_wait_s("person", 1, 1) == 0  # who asks for less goes first
+    assert pool.predicted_wait_s("person", 1, 4) == 6

@@ -507,7 +507,8 @@ def test_a_person_does_not_wait_for_all_that_a_batch_job_has_queued(start_schedu
     clock.advance(1)
     run.finish()
     puppet.next()
-    assert scheduler.estimate("person", 1, 1) == (1 + 1, 1)  # the one that runs, and at most one of the job's
+    assert scheduler.estimate("person", 1, 1) == (1, 1)  # the one that runs
+    assert scheduler.estimate("person", 1, 90) == (1 + 89 + 89, 1)  # by turns
     assert scheduler.estimate("job", 1, 1) == (1 + 98, 1)
 
 
