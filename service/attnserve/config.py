@@ -55,7 +55,10 @@ class ServeConfig:
     workers: int = _option(0, "workers per model, at most 1024; 0 is one per usable core on a CPU, and one on a GPU")
     decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
-    max_reply_bytes: int = _option(64 * MIB, "most bytes of maps in one reply; what would be larger is refused")
+    max_reply_bytes: int = _option(
+        64 * MIB,
+        "most bytes of maps, or of the Open Inference Protocol's outputs, in one reply; what would be larger is refused",
+    )
     max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
     max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
     max_images_per_request: int = _option(1024, "most pictures in one request")

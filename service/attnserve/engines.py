@@ -5,6 +5,7 @@ The only place that knows which kinds of backend there are; knows no card and no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Engine:
     width: int
     output_types: Mapping[str, str]
     output_shapes: Mapping[str, tuple[int | str, ...]]
+
+    @property
+    def output_bytes(self) -> dict[str, int]:
+        """Bytes of one image's float32 values by output; an axis without a size, but for the batch, counts as 1."""
+        return {
+            name: 4 * math.prod(size for size in shape[1:] if isinstance(size, int))
+            for name, shape in self.output_shapes.items()
+        }
 
 
 def open_engine(path: Path, config: pb.ModelConfig, provider: str, workers: int) -> Engine:

@@ -89,7 +89,7 @@ class Loader:
             files,
             scheduler,
             engine.provider,
-            frozenset(engine.output_types),
+            engine.output_bytes,
             load_s,
             memory_bytes,
             file_bytes,

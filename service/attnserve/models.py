@@ -55,7 +55,7 @@ class Model:
     """One model version, loaded and warm.
 
     Attributes:
-        output_names: Everything that may be asked for; `probabilities` is the default.
+        output_bytes: Of one image, by each output that may be asked for; `probabilities` is the default.
         load_s: Seconds from reading the file to the end of the warm-up.
         memory_bytes: What it takes on the host, as far as that can be measured (see `memory`).
         file_bytes: Size of the ONNX file.
@@ -67,7 +67,7 @@ class Model:
     files: VersionFiles
     scheduler: Scheduler
     provider: str
-    output_names: frozenset[str]
+    output_bytes: Mapping[str, int]
     load_s: float
     memory_bytes: int = 0
     file_bytes: int = 0

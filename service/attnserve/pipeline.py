@@ -102,7 +102,7 @@ class Pipeline:
         self, model: Model, images: NDArray[np.uint8], outputs: Sequence[str], call: Call, finish: Finish
     ) -> None:
         """Run views (N, H, W, 3) as they are and reply with `finish(result)`. Raises as `run_sources` does."""
-        self._admit(model, len(images), images.nbytes, call)
+        self._admit(model, len(images), images.nbytes + call.reply_bytes, call)
         self._queue(
             model, images, outputs, call, lambda result: self._conclude(model, call, result, partial(finish, result))
         )

@@ -161,8 +161,9 @@ class Server:
 
     def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:
         most = self._config.max_images_per_request
-        own = AttentionHandlers(models, pipeline, most, self._config.max_reply_bytes)
-        protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most)
+        most_bytes = self._config.max_reply_bytes
+        own = AttentionHandlers(models, pipeline, most, most_bytes)
+        protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most, most_bytes)
         return [*own.methods(), *protocol.methods(), *ModelRepositoryHandlers(control).methods()]
 
     def _set_ready(self, ready: bool) -> None:

@@ -283,7 +283,7 @@ def new_model(start_scheduler: Callable[..., Scheduler]) -> Callable[..., Model]
         described = Card("net", Preprocessing(2, 3), ("cat", "dog"), **card)
         config = text_format.Parse(f'name: "net" dynamic_batching {{ {batching} }}', pb.ModelConfig())
         files = VersionFiles(ModelKey("net", "1"), Path("net/1"), described, config)
-        outputs = frozenset({"probabilities", "logits"})
+        outputs = {"probabilities": 8, "logits": 8}
         return Model(files, start_scheduler(*backends), "PuppetExecutionProvider", outputs, 1.5)
 
     return make

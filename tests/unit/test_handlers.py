@@ -9,6 +9,7 @@ import pytest
 from attnserve.admission import Admission
 from attnserve.decode import DecodeLimits
 from attnserve.decode_pool import DecodePool
+from attnserve.errors import InvalidArgument
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.open_inference import OpenInferenceHandlers
 from attnserve.inference import grpc_service_pb2 as oip
@@ -66,3 +67,23 @@ def test_model_infer_keeps_no_message_with_pictures_while_they_wait(pipeline, mo
     run.finish()
     mailbox.open()
     assert (asked.message.id, asked.message.model_name) == ("order 7", "net")
+
+
+def infer_two(outputs: list[str]) -> oip.ModelInferRequest:
+    """Two pictures, and what is asked of them."""
+    request = oip.ModelInferRequest(model_name="net", raw_input_contents=[2 * PIXELS])
+    request.inputs.add(name="images", datatype="UINT8", shape=[2, 2, 3, 3])
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+@pytest.mark.parametrize(("outputs", "fits"), [([], True), (["logits"], True), (["logits", "probabilities"], False)])
+def test_model_infer_refuses_more_bytes_of_outputs_than_one_reply_may_have(pipeline, models, ask, outputs, fits):
+    handlers, asked = OpenInferenceHandlers(models, pipeline, Statistics(), lambda: True, 8, 2 * 8), ask()
+    if fits:
+        handlers.model_infer(infer_two(outputs), asked.call)
+        assert asked.call.reply_bytes == 2 * 8
+    else:
+        with pytest.raises(InvalidArgument, match=r"outputs: 32 bytes .* at most 16 are \(max_reply_bytes\)"):
+            handlers.model_infer(infer_two(outputs), asked.call)

@@ -49,7 +49,7 @@ class House:
         puppet.release()
         made = self._new_model(puppet)
         files = VersionFiles(ModelKey(folder.name, version), folder / version, made.files.card, config)
-        return Model(files, made.scheduler, made.provider, made.output_names, 1.0)
+        return Model(files, made.scheduler, made.provider, made.output_bytes, 1.0)
 
     def model_loaded(self, model: Model) -> None:
         self.told.append(f"{model.key.version} loaded")

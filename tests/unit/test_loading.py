@@ -41,7 +41,8 @@ def test_a_loaded_model_knows_its_files_and_what_it_took(load):
     assert model.key == ("fashion-mnist-bam", "1")
     assert model.file_bytes == FILE_BYTES
     assert model.memory_bytes >= FILE_BYTES
-    assert {"probabilities", "logits"} <= model.output_names
+    assert model.output_bytes["probabilities"] == 4 * 10
+    assert model.output_bytes["features"] == 4 * 128 * 2 * 2
 
 
 def test_what_just_fits_is_loaded_and_a_byte_less_is_refused(load):

@@ -37,16 +37,24 @@ class OpenInferenceHandlers:
     Args:
         ready: Whether the server takes requests.
         max_images: Most pictures in one request.
+        max_reply_bytes: Most bytes of outputs in one reply.
     """
 
     def __init__(
-        self, models: Models, pipeline: Pipeline, statistics: Statistics, ready: Callable[[], bool], max_images: int
+        self,
+        models: Models,
+        pipeline: Pipeline,
+        statistics: Statistics,
+        ready: Callable[[], bool],
+        max_images: int,
+        max_reply_bytes: int = 64 << 20,
     ) -> None:
         self._models = models
         self._pipeline = pipeline
         self._statistics = statistics
         self._ready = ready
         self._max_images = max_images
+        self._max_reply_bytes = max_reply_bytes
 
     def methods(self) -> list[Method]:
         """The service's rows of the table."""
@@ -103,7 +111,7 @@ class OpenInferenceHandlers:
         model = self._models.find(request.name, request.version)
         response = pb.ModelConfigResponse(config=model.files.config)
         response.config.platform = PLATFORM
-        optional = sorted(model.output_names - {"probabilities"})
+        optional = sorted(model.output_bytes.keys() - {"probabilities"})
         response.config.parameters[OPTIONAL_OUTPUTS].string_value = ",".join(optional)
         call.reply(response)
 
@@ -114,10 +122,16 @@ class OpenInferenceHandlers:
         timeout_s = codec.timeout_s_of(request)
         if timeout_s is not None:
             call.deadline = min(call.deadline, call.started_at + timeout_s)
-        wanted = codec.outputs_of(request, model.output_names)
+        wanted = codec.outputs_of(request, model.output_bytes)
         height, width = model.files.config.input[0].dims[:2]
         images = codec.images_of(request, height, width, self._max_images)
-        names = list(dict.fromkeys(output.name for output in wanted))
+        names = [output.name for output in wanted]
+        call.reply_bytes = len(images) * sum(model.output_bytes[output.name] for output in wanted)
+        if call.reply_bytes > self._max_reply_bytes:
+            raise InvalidArgument(
+                f"outputs: {call.reply_bytes} bytes of them would be sent, at most {self._max_reply_bytes} are"
+                " (max_reply_bytes): ask for fewer images or outputs"
+            )
         asked = pb.ModelInferRequest(model_name=request.model_name, id=request.id)  # its pictures are in `images`
         reply = partial(codec.reply, asked, model.key.version, wanted, labels=model.files.labels)
         if isinstance(images, list):
