@@ -57,7 +57,7 @@ class ServeConfig:
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
     max_reply_bytes: int = _option(
         64 * MIB,
-        "most bytes of maps, or of the Open Inference Protocol's outputs, in one reply; what would be larger is refused",
+        "most bytes of maps, or of outputs over the Open Inference Protocol, in one reply; a larger one is refused",
     )
     max_image_bytes: int = _option(32 * MIB, "largest encoded picture accepted")
     max_image_pixels: int = _option(64_000_000, "most pixels (height x width) of one picture")
