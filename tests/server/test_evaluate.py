@@ -155,9 +155,13 @@ def test_the_card_gets_the_figures_and_a_polling_server_serves_it(polling, repos
         while client.model("net").card_digest != card.digest and time.monotonic() < end:
             time.sleep(0.1)
         assert client.model("net").card["faithfulness"] == [json.loads(json.dumps(entry))]
-    evaluated(photos, *asked, "--limit", 3, "--write-card", path)
+    path.chmod(0o640)
+    link = repository.parent / "card.json"
+    link.symlink_to(path)
+    evaluated(photos, *asked, "--limit", 3, "--write-card", link)
     (entry,) = Card.from_json(path.read_text()).faithfulness  # the same pictures' part: in its place
     assert entry["images"] == 3
+    assert (link.is_symlink(), path.stat().st_mode & 0o777) == (True, 0o640)
 
 
 def test_the_table_names_measures_sources_and_differences(polling, photos, capsys):

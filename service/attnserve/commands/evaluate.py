@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -292,10 +293,12 @@ def _card_of(path: Path, info: ModelInfo) -> Card:
 
 
 def _write_card(path: Path, card: Card, entry: dict[str, Any]) -> None:
-    """Put the entry in place of an earlier one for the same pictures; the file is replaced whole."""
+    """Put the entry in place of an earlier one for the same pictures; the file, not a link to it, is replaced whole."""
+    path = path.resolve()
     same = ("dataset", "split")
     others = [each for each in card.faithfulness if any(each.get(name) != entry[name] for name in same)]
     changed = dataclasses.replace(card, faithfulness=(*others, entry))
     staged = path.with_name(f".{path.name}")  # a server that looks meanwhile does not see hidden files
     staged.write_text(changed.to_json(), encoding="utf-8")
+    shutil.copymode(path, staged)
     os.replace(staged, path)
