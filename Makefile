@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-overload bench-forms soak generate clean
+.PHONY: demo test test-full lint bench bench-peers bench-explain bench-overload bench-forms soak generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -26,9 +26,16 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## bench: throughput and latency beside the ceiling of raw ONNX Runtime, in one run; then what maps cost on a ResNet-50.
+## bench: the server beside the ceiling of raw ONNX Runtime, interleaved (half an hour; BENCH_ARGS=--quick, two minutes).
 bench: $(VENV)/.dev
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+## bench-peers: the server beside Triton and mosec, each from an environment of its own, on the same model files.
+bench-peers: $(VENV)/.dev .bench/triton/.ready .bench/mosec/.ready
+	$(BIN)/python tests/bench/compare.py $(BENCH_ARGS)
+
+## bench-explain: what maps cost on a ResNet-50.
+bench-explain: $(VENV)/.dev
 	$(BIN)/python tests/bench/explain.py
 
 ## bench-overload: goodput at up to ten times what the server can do, with a slow engine (small requests of one client, large
@@ -46,12 +53,20 @@ soak: $(VENV)/.dev
 bench-forms: $(VENV)/.dev
 	$(BIN)/python tests/bench/forms.py
 
+.bench/triton/.ready: PEER := nvidia-pytriton==0.7.0
+.bench/mosec/.ready: PEER := mosec==0.9.8
+.bench/%/.ready: $(VENV)/.dev
+	$(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PEER) \
+		onnxruntime==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("onnxruntime"))')
+	@touch $@
+
 ## generate: write the protobuf stubs anew.
 generate: $(VENV)/.dev
 	protos/generate.sh $(BIN)/python
 
 clean:
-	rm -rf $(VENV) demo-output build dist
+	rm -rf $(VENV) .bench demo-output build dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnserve needs Python 3.11 or newer")'

@@ -23,15 +23,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
-from run import cpu_s
 
-from attnserve.card import Preprocessing
 from attnserve.client import Client, Explain, MapStyle
-from attnserve.export.architecture import Architecture, Attention
-from attnserve.export.checkpoint import Checkpoint
-from attnserve.export.entry import Job, Target, write_entry
-from attnserve.export.resnet import ResNet
+from harness.entries import export
+from harness.processes import cpu_s
 
 WAYS: dict[str, dict[str, Any]] = {
     "no maps": {},
@@ -41,20 +36,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "Grad-CAM, last, overlay": {"explain": Explain(), "maps": MapStyle("overlay")},
     "Grad-CAM, layer3": {"explain": Explain(layers=["layer3"])},
 }
-
-
-def export(folder: Path, depth: int, size: int) -> None:
-    """Write a random network's entry `net`."""
-    torch.manual_seed(0)
-    attention = Attention("cbam", bias=True, spatial_norm=True)
-    architecture = Architecture(depth, 1000 if size > 96 else 10, attention=attention)
-    network = ResNet(architecture)
-    with torch.no_grad():
-        network.fc.weight.mul_(0.05)  # else random logits are too large for the parity of the probabilities
-    view = Preprocessing(size, size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    labels = tuple(map(str, range(architecture.num_classes)))
-    checkpoint = Checkpoint(architecture, view, labels, network.state_dict(), {"dataset": "none"})
-    write_entry(checkpoint, Target(folder, "net", max_batch_size=8), Job("bench", explain_layers=("layer3",)))
 
 
 def measure(target: str, pid: int, size: int, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
@@ -91,7 +72,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        export(Path(folder), args.depth, args.size)
+        export(Path(folder), "net", args.depth, args.size, ("layer3",))
         command = [sys.executable, "-m", "attnserve", "serve", "--model-repository", folder,
                    "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:

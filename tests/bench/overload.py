@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -28,11 +27,11 @@ import grpc
 import numpy as np
 
 from attnserve.v1 import attention_pb2 as pb
+from harness.processes import cpu_s
 
 ROOT = Path(__file__).parents[2]
 MODEL = "fashion-mnist-cbam"
 METHOD = "/attnserve.v1.AttentionService/Classify"
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 WORKERS = 2
 
 
@@ -98,12 +97,6 @@ async def offer(target: str, rate: float, args: argparse.Namespace, payload: byt
         if tasks:
             await asyncio.wait(tasks)
     return seen, sent
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def measure(target: str, pid: int, load: float, capacity: float, args: argparse.Namespace, payload: bytes) -> Row:
