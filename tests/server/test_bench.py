@@ -82,15 +82,27 @@ def test_an_error_is_not_a_success(server, raw, form, told):
         run(server.grpc, form, requests(form, "no-such-model", raw, 1), 4)
 
 
+def predictions(*found: tuple[int, float]) -> bytes:
+    """A ClassifyResponse with one prediction per picture."""
+    results = [v1.ImageResult(predictions=[v1.Prediction(index=index, probability=p)]) for index, p in found]
+    return v1.ClassifyResponse(results=results).SerializeToString()
+
+
+def test_each_picture_has_one_answer_and_it_is_the_best_class(raw):
+    rows = raw.probabilities[:2]
+    best = [(int(row.argmax()), float(row.max())) for row in rows]
+    second = int(rows[1].argsort()[-2])
+    check = requests("unary", SMALL, raw, 2)[0].check
+    check(predictions(*best))
+    for wrong in ([best[0]], [*best, best[0]], [best[1], best[0]], [best[0], (second, float(rows[1][second]))]):
+        with pytest.raises(WrongAnswer):
+            check(predictions(*wrong))
+
+
 def test_no_picture_passes_for_another(raw):
     assert len(raw.views) >= FEWEST
     answers = {"http": [row.tobytes() for row in raw.probabilities]}
-    answers["unary"] = [
-        v1.ClassifyResponse(
-            results=[v1.ImageResult(predictions=[v1.Prediction(index=int(row.argmax()), probability=row.max())])]
-        ).SerializeToString()
-        for row in raw.probabilities
-    ]
+    answers["unary"] = [predictions((int(row.argmax()), float(row.max()))) for row in raw.probabilities]
     for form, replies in answers.items():
         sent = requests(form, SMALL, raw, 1)
         for number, request in enumerate(sent[: len(replies)]):
@@ -106,12 +118,11 @@ def test_no_picture_passes_for_another(raw):
 
 
 class Fake:
-    """Accepts one connection, sends what it is told once it was asked something, and hangs up if told to."""
+    """Accepts one connection, says what it is told once it was asked something, and no more if told to."""
 
     def __init__(self, reply: bytes, *, hang_up: bool) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{self._listening.getsockname()[1]}"
-        self._done = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(reply, hang_up))
         self._thread.start()
 
@@ -119,11 +130,12 @@ class Fake:
         with self._listening, self._listening.accept()[0] as caller:
             caller.recv(1 << 16)
             caller.sendall(reply)
-            if not hang_up:
-                self._done.wait(10)
+            if hang_up:
+                caller.shutdown(socket.SHUT_WR)
+            while caller.recv(1 << 16):  # else what is still to be read here would take back what was sent
+                pass
 
     def close(self) -> None:
-        self._done.set()
         self._thread.join()
 
 
@@ -151,6 +163,7 @@ ANYTHING = [Request(grpc_message(b"?"), 1, lambda _: None)]
         (OPENING + frame(http2.GOAWAY, 0, 0, struct.pack(">II", 0, 11) + b"calm"), "went away: code 11 b'calm'"),
         (OPENING + ANSWER, "closed the connection"),
     ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "reply",
 )
 def test_whatever_is_not_one_answer_with_status_ok_ends_the_run(reply, told):
     with closing(Fake(reply, hang_up=True)) as fake, pytest.raises(WrongAnswer, match=told):

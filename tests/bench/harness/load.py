@@ -124,6 +124,17 @@ class Generator:
         self._latencies: list[float] = []
         self._images = 0
         self._open = 0
+        try:
+            self._ask_first()
+            self._until_answered()
+            took = self._clock() - began
+            self._end_streams()
+        except ConnectionError as error:
+            raise WrongAnswer(f"the connection broke: {error}") from error
+        cpu = time.process_time() - cpu
+        return Load(len(self._latencies), self._images, took, self._latencies, cpu)
+
+    def _ask_first(self) -> None:
         for connection in self._connections:
             if self._streaming:
                 assert isinstance(connection.wire, Http2)
@@ -132,12 +143,6 @@ class Generator:
             self._ask(self._connections[number % len(self._connections)])
         for connection in self._connections:
             self._flush(connection)
-        self._until_answered()
-        took = self._clock() - began
-        if self._streaming:
-            self._end_streams()
-        cpu = time.process_time() - cpu
-        return Load(len(self._latencies), self._images, took, self._latencies, cpu)
 
     def _until_answered(self) -> None:
         while self._open:
@@ -150,7 +155,7 @@ class Generator:
                 self._flush(key.data)
 
     def _end_streams(self) -> None:
-        for connection in self._connections:
+        for connection in self._connections if self._streaming else ():
             assert isinstance(connection.wire, Http2)
             connection.wire.send(connection.stream, end=True)
             self._open += 1
