@@ -5,7 +5,8 @@
 * The generator: `events`, `http2` and `http1` (wires without sockets), `messages` (requests and the checks of their
   answers), `load` (the closed loop).
 * `ceiling` (raw ONNX Runtime), `processes` (servers, their CPU time and memory), `measure` (both side by side).
-* `results`, `table` and `plot`: JSON, Markdown and PNG.
+* `session` (the cells of a model), `results`, `table` and `plot` (JSON, Markdown and PNG), `command` (all of it).
 
-A benchmark of another engine needs a `Ceiling` with its execution provider and servers started with its flags.
+A benchmark of another engine needs a `Ceiling` with its execution provider, and servers started with its flags:
+`command.run(..., ceiling_of=partial(Ceiling, providers=...))` and `Contender(..., partial(attnserve, flags=...))`.
 """

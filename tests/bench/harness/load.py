@@ -50,15 +50,15 @@ class _Connection:
         self.stream = 0
         self._unsent: deque[bytes | memoryview] = deque()
 
-    def read(self) -> list[Event]:
-        """What the server said since; none where nothing can be read."""
+    def read(self) -> bytes:
+        """What the server sent since; nothing where nothing can be read."""
         try:
             data = self.socket.recv(_READ_BYTES)
         except BlockingIOError:
-            return []
+            return b""
         if not data:
             raise WrongAnswer("the server closed the connection")
-        return self.wire.feed(data)
+        return data
 
     def flush(self) -> bool:
         """Send what can be sent; returns whether all of it was."""
@@ -150,7 +150,9 @@ class Generator:
             if not ready:
                 raise WrongAnswer(f"no answer within {self._patience_s:g} s")
             for key, _ in ready:
-                for event in key.data.read():
+                data = key.data.read()
+                self._heard_at = self._clock()  # an answer's check is no part of its latency
+                for event in key.data.wire.feed(data):
                     self._hear(key.data, event)
                 self._flush(key.data)
 
@@ -200,11 +202,10 @@ class Generator:
         self._done(connection, began, request)
 
     def _done(self, connection: _Connection, began: float, request: Request) -> None:
-        now = self._clock()
         self._open -= 1
-        self._latencies.append(1e3 * (now - began))
+        self._latencies.append(1e3 * (self._heard_at - began))
         self._images += request.images
-        if now < self._end:
+        if self._heard_at < self._end:
             self._ask(connection)
 
     def _flush(self, connection: _Connection) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from .ceiling import CPU, Ceiling
+import numpy as np
+from numpy.typing import NDArray
+
+from .ceiling import Ceiling
 from .cells import Cell
 from .entries import Entry
 from .load import Generator
@@ -17,6 +20,9 @@ from .messages import requests
 from .pictures import Pictures, pictures
 from .processes import Refused, Server
 from .results import Results, Row
+
+CeilingOf = Callable[[Path, NDArray[np.uint8]], Ceiling]
+"""From the model's file and views of its size: `Ceiling`, or a `partial` of it with other providers or threads."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,12 @@ def measure_model(
     contenders: Iterable[Contender],
     seconds: float,
     results: Results,
-    providers: Sequence[str | tuple[str, dict[str, Any]]] = (CPU,),
-    threads: int | None = None,
+    ceiling_of: CeilingOf = Ceiling,
 ) -> None:
-    """Add the rows of one model's cells; `providers` and `threads` are the ceiling's. Raises `WrongAnswer`."""
+    """Add the rows of one model's cells. Raises `WrongAnswer`."""
     cells = list(cells)
     sent = {form: pictures(entry, form) for form in dict.fromkeys(cell.picture for cell in cells)}
-    ceiling = Ceiling(entry.file, next(iter(sent.values())).views, threads, providers)
+    ceiling = ceiling_of(entry.file, next(iter(sent.values())).views)
     results.batches[entry.name] = ceiling.batch
     with ExitStack() as stack:
         running = []

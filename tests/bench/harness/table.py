@@ -21,11 +21,13 @@ Written by the commands named below; not edited by hand. **CPU share** is the fi
 per image (one thread alone, its best batch, in the same minute) divided by the server's. The load generator runs on the
 same cores, so **wall share**, images per second beside ONNX Runtime alone on all cores, is what is left of them. Every
 answer was checked against `session.run`; one error ends a run. Medians of interleaved pairs; latencies of all requests,
-in ms, and `p50 - raw` is beside ONNX Runtime alone with one image. Memory (RSS) is of all processes of a server.
+in ms, and `p50 - raw` is beside ONNX Runtime alone with one image. Memory (RSS) is of all processes of a server. A
+request is a unary Classify, a message of ClassifyStream, or ModelInfer of the Open Inference Protocol (`infer`), with
+pixels of the view's size or JPEG files (of 28 x 28 for the small network, 500 x 375 for the large one); so many are on
+their way at once.
 """
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.cell.model,
     "request": lambda row: f"{row.cell.form} {row.cell.picture}",
     "images": lambda row: str(row.cell.images),
     "at once": lambda row: str(row.cell.concurrency),
@@ -48,8 +50,13 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def table(rows: list[Row]) -> str:
-    """One line per row."""
+def tables(rows: list[Row]) -> str:
+    """One table per model."""
+    models = dict.fromkeys(row.cell.model for row in rows)
+    return "\n".join(f"### {model}\n\n{_table([row for row in rows if row.cell.model == model])}\n" for model in models)
+
+
+def _table(rows: list[Row]) -> str:
     lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *([show(row) for show in _COLUMNS.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -75,5 +82,5 @@ def _section(title: str, results: Results, picture: str) -> str:
     shown = f"\n![Share of the ceiling by requests at once]({picture})\n" if picture else ""
     return (
         f"## {title}\n\n`{results.command}`; {results.pairs} pairs per row; the ceiling's best batch is {batches}.\n\n"
-        f"{facts}.\n{skipped}\n{shown}\n{table(results.rows)}\n"
+        f"{facts}.\n{skipped}\n{shown}\n{tables(results.rows)}"
     )
