@@ -12,8 +12,10 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 from hpack import Encoder
 
+from attnserve.inference import model_config_pb2
 from attnserve.v1 import attention_pb2 as v1
 from harness import http2
 from harness.ceiling import Ceiling
@@ -25,9 +27,10 @@ from harness.http2 import Http2, frame, grpc_message
 from harness.load import Generator
 from harness.messages import Request, requests
 from harness.pictures import FEWEST, Pictures, pictures
-from harness.processes import Server, cpu_s
+from harness.processes import Refused, Server, cpu_s
 from harness.results import Results
 from harness.session import Contender, measure_model
+from peers.servers import mosec, triton, write_triton_repository
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,6 +269,25 @@ def test_a_server_that_answers_something_else_ends_the_measurement(repository, s
         with pytest.raises(WrongAnswer, match="liar: class 3"):
             measure_model(entry(SMALL), [cell], [liar], 0.1, results)
     assert results.rows == []
+
+
+@pytest.mark.parametrize("start", [triton, mosec])
+def test_a_peer_that_is_not_installed_is_refused_with_the_command_that_installs_it(start, tmp_path):
+    with pytest.raises(Refused, match="make bench-peers"), start(entry(SMALL), tmp_path):
+        pass
+
+
+def test_tritons_model_takes_and_gives_what_ours_does(tmp_path):
+    write_triton_repository(tmp_path, entry(SMALL))
+    theirs, ours = (
+        text_format.Parse((folder / SMALL / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for folder in (tmp_path, ROOT / "model_repo")
+    )
+    assert theirs.max_batch_size == ours.max_batch_size
+    assert [(t.name, t.data_type, t.dims) for t in theirs.input] == [(t.name, t.data_type, t.dims) for t in ours.input]
+    (probabilities,) = theirs.output
+    assert (probabilities.name, probabilities.dims) == (ours.output[0].name, ours.output[0].dims)
+    assert theirs.parameters["file"].string_value == str(entry(SMALL).file)
 
 
 def test_the_command_writes_a_table_and_says_whom_it_could_not_measure(tmp_path):

@@ -41,7 +41,7 @@ def plot(results: Results, file: Path) -> bool:
     axes[0][0].set_xscale("log", base=2)
     axes[0][0].set_xticks(loads, list(map(str, loads)))
     axes[0][0].minorticks_off()
-    axes[0][0].set_ylim(0, 1.1)
+    axes[0][0].set_ylim(bottom=0)
     axes[0][0].yaxis.set_major_formatter("{x:.0%}")
     keys = [Line2D([], [], marker="o", color=colour, label=server) for server, colour in colours.items()]
     figure.legend(handles=keys, loc="outside upper center", ncols=len(keys))

@@ -32,12 +32,12 @@ parameters {{ key: "file" value {{ string_value: "{file}" }} }}
 
 
 @contextmanager
-def triton(entry: Entry) -> Iterator[Server]:
+def triton(entry: Entry, kept: Path = KEPT) -> Iterator[Server]:
     """The tritonserver that nvidia-pytriton brings, with its Python backend. Raises `Refused`."""
-    packages = _packages("triton")
+    packages = _packages(kept / "triton")
     found = packages / "pytriton" / "tritonserver"
-    repository = KEPT / "peers" / f"triton-{entry.name}"
-    _write_triton_repository(repository, entry)
+    repository = kept / "peers" / f"triton-{entry.name}"
+    write_triton_repository(repository, entry)
     stubs = found / "python_backend_stubs" / packages.parent.name.removeprefix("python")
     shutil.copy(stubs / "triton_python_backend_stub", found / "backends/python")
     grpc, http = _free_port(), _free_port()
@@ -47,29 +47,29 @@ def triton(entry: Entry) -> Iterator[Server]:
                f"--grpc-port={grpc}", f"--http-port={http}", "--log-verbose=0", "--log-info=false"]  # fmt: skip
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
     # the Python within it has the packages of PATH's python3
-    env = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "PATH": f"{KEPT / 'triton/bin'}:/usr/bin:/bin"}
+    env = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": "", "PATH": f"{kept / 'triton/bin'}:/usr/bin:/bin"}
     with running(command, env) as process:
         _wait(process, f"http://127.0.0.1:{http}/v2/health/ready")
         yield Server(f"127.0.0.1:{grpc}", process.pid)
 
 
 @contextmanager
-def mosec(entry: Entry) -> Iterator[Server]:
+def mosec(entry: Entry, kept: Path = KEPT) -> Iterator[Server]:
     """mosec with one worker per core. Raises `Refused`."""
-    _packages("mosec")
+    _packages(kept / "mosec")
     port = _free_port()
-    command = [str(KEPT / "mosec/bin/python"), str(HERE / "mosec_server.py"), "--address", "127.0.0.1", "--port",
+    command = [str(kept / "mosec/bin/python"), str(HERE / "mosec_server.py"), "--address", "127.0.0.1", "--port",
                str(port), "--timeout", "60000", "--capacity", "4096", "--log-level", "error"]  # fmt: skip
-    env = {"PYTHONPATH": "", "PATH": f"{KEPT / 'mosec/bin'}:/usr/bin:/bin", "MODEL_FILE": str(entry.file),
+    env = {"PYTHONPATH": "", "PATH": f"{kept / 'mosec/bin'}:/usr/bin:/bin", "MODEL_FILE": str(entry.file),
            "WORKERS": str(available_cores()), "MAX_BATCH_SIZE": str(entry.max_batch_size)}  # fmt: skip
     with running(command, env) as process:
         _wait(process, f"http://127.0.0.1:{port}/")
         yield Server(f"127.0.0.1:{port}", process.pid)
 
 
-def _packages(name: str) -> Path:
-    """Where the environment of that name has its packages."""
-    python = KEPT / name / "bin/python"
+def _packages(environment: Path) -> Path:
+    """Where an environment has its packages."""
+    python = environment / "bin/python"
     if not python.exists():
         raise Refused("its environment is not there; `make bench-peers` makes it")
     return Path(
@@ -77,7 +77,8 @@ def _packages(name: str) -> Path:
     )
 
 
-def _write_triton_repository(repository: Path, entry: Entry) -> None:
+def write_triton_repository(repository: Path, entry: Entry) -> None:
+    """A model repository for Triton's Python backend, one instance per core."""
     card = entry.card
     folder = repository / entry.name
     (folder / "1").mkdir(parents=True, exist_ok=True)
