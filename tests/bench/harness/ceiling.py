@@ -56,13 +56,13 @@ class Ceiling:
         """Median latency of a batch of 1, one thread alone."""
         return median(self._run(0, 1, seconds)[1])
 
-    def images_per_s(self, seconds: float) -> float:
-        """All threads at once, at the best batch."""
-        began = time.perf_counter()
+    def together(self, seconds: float) -> tuple[float, float]:
+        """(images per second, CPU seconds per image) of all threads at once, at the best batch."""
+        cpu, began = time.process_time(), time.perf_counter()
         with ThreadPoolExecutor(len(self._sessions)) as pool:
             done = pool.map(lambda number: self._run(number, self.batch, seconds)[0], range(len(self._sessions)))
             images = sum(done)
-        return images / (time.perf_counter() - began)
+        return images / (time.perf_counter() - began), (time.process_time() - cpu) / images
 
     def _run(self, number: int, batch: int, seconds: float) -> tuple[int, list[float]]:
         """Images done by one session, and the latency of each run in ms; at least one run."""

@@ -24,6 +24,8 @@ class Figures:
     Attributes:
         cpu_share: CPU time of ONNX Runtime alone per image / the server's.
         wall_share: Images per second of the server / of ONNX Runtime alone on all cores.
+        busy_ort_us_per_image: CPU time of ONNX Runtime alone while all cores run it, which share caches and memory: no
+            server that uses all of them can do with less.
         raw_p50_ms: Of ONNX Runtime alone, one image at once, where only one request is on its way.
         rss_mib: Of the server's processes at the end.
     """
@@ -35,6 +37,7 @@ class Figures:
     server_us_per_request: float
     server_us_per_image: float
     ort_us_per_image: float
+    busy_ort_us_per_image: float
     generator_us_per_request: float
     p50_ms: float
     p95_ms: float
@@ -51,6 +54,7 @@ class _Pair:
     load: Load
     server_cpu_s: float
     ort_cpu_s_per_image: float
+    busy_ort_cpu_s_per_image: float
     ceiling_images_per_s: float
     raw_p50_ms: float | None
 
@@ -73,11 +77,11 @@ def measure(
         _run(name, *contenders[name], min(seconds, 0.5))  # warms it up
     for turn in range(pairs):
         cpu = ceiling.cpu_s_per_image(max(LEAST_S, seconds / 4))
-        rate = ceiling.images_per_s(max(LEAST_S, seconds / 2))
+        rate, busy_cpu = ceiling.together(max(LEAST_S, seconds / 2))
         raw_p50_ms = ceiling.p50_ms(max(LEAST_S, seconds / 4)) if alone else None
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             load, server_cpu_s = _run(name, *contenders[name], seconds)
-            found[name].append(_Pair(load, server_cpu_s, cpu, rate, raw_p50_ms))
+            found[name].append(_Pair(load, server_cpu_s, cpu, busy_cpu, rate, raw_p50_ms))
     return {name: _figures(found[name], contenders[name][0].rss_mib()) for name in names}
 
 
@@ -105,6 +109,7 @@ def _figures(pairs: list[_Pair], rss_mib: float) -> Figures:
         server_us_per_request=median(1e6 * pair.server_cpu_s / pair.load.requests for pair in pairs),
         server_us_per_image=1e6 * median(per_image),
         ort_us_per_image=median(1e6 * pair.ort_cpu_s_per_image for pair in pairs),
+        busy_ort_us_per_image=median(1e6 * pair.busy_ort_cpu_s_per_image for pair in pairs),
         generator_us_per_request=median(1e6 * pair.load.generator_cpu_s / pair.load.requests for pair in pairs),
         p50_ms=float(p50),
         p95_ms=float(p95),
