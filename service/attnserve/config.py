@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnserve.errors import ConfigError
+from attnserve.gpu_plan import GpuOptions, parse_devices, parse_plan
 
 MIB = 1 << 20
 MOST_THREADS = 1024
@@ -50,9 +51,35 @@ class ServeConfig:
     grpc_address: str = _option("0.0.0.0:8001", "HOST:PORT for gRPC; port 0 picks a free one")
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     provider: str = _option(
-        "auto", "where models run; auto is CUDA where there is one, else the CPU", ("auto", "cpu", "cuda")
+        "auto",
+        "where models run; auto is CUDA where there is one, else the CPU",
+        ("auto", "cpu", "cuda", "tensorrt"),
     )
-    workers: int = _option(0, "workers per model, at most 1024; 0 is one per usable core on a CPU, and one on a GPU")
+    workers: int = _option(
+        0,
+        "workers per model (on GPUs: for each), at most 1024; 0 is one per usable core on a CPU, and what gpu_plan "
+        "needs on a GPU",
+    )
+    gpu_devices: str = _option(
+        "", "GPUs that every model runs on, CUDA's numbers separated by commas; empty is the first"
+    )
+    gpu_plan: str = _option(
+        "auto",
+        "how models run on a GPU, words separated by commas: nchw or nhwc, heuristic or exhaustive, pageable or "
+        "pinned, plain, overlap or graphs; what is not said is chosen by measurement at the warm-up",
+    )
+    gpu_tuning_s: float = _option(
+        30.0, "seconds after which the warm-up of a model tries no further way to run it on a GPU"
+    )
+    gpu_tf32: bool = _option(
+        False,
+        "let GPUs round the factors of float32 convolutions to 10 bits: faster, and the third digit of answers may "
+        "differ from a CPU's",
+    )
+    gpu_mem_limit_bytes: int = _option(
+        0, "most GPU memory that ONNX Runtime takes for one session's weights and activations; 0 is no limit"
+    )
+    engine_cache: str = _option("", "folder where TensorRT's engines are kept; provider tensorrt needs it")
     decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
     max_reply_bytes: int = _option(
@@ -101,12 +128,27 @@ class ServeConfig:
                      "repository_poll_s"):  # fmt: skip
             if not getattr(self, name):
                 raise ConfigError(f"{name} must be positive")
+        if self.provider == "tensorrt" and not self.engine_cache:
+            raise ConfigError("provider tensorrt needs engine_cache: building its engines anew takes minutes a start")
+        _ = self.gpu
         if self.otel_endpoint and not re.fullmatch(r"https?://[^/\s]+", self.otel_endpoint):
             raise ConfigError(
                 f"otel_endpoint must be http://HOST:PORT or https://HOST:PORT, got {self.otel_endpoint!r}"
             )
         if self.load_models and self.model_control_mode != "explicit":
             raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
+
+    @property
+    def gpu(self) -> GpuOptions:
+        """What it says of GPUs."""
+        return GpuOptions(
+            parse_devices(self.gpu_devices),
+            parse_plan(self.gpu_plan),
+            self.gpu_tuning_s,
+            self.gpu_tf32,
+            self.gpu_mem_limit_bytes,
+            Path(self.engine_cache) if self.engine_cache else None,
+        )
 
 
 def split_address(field_name: str, address: str) -> tuple[str, int]:

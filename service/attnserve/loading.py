@@ -20,6 +20,7 @@ from attnserve.contract import Entry, Listener
 from attnserve.engines import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
+from attnserve.gpu_plan import GpuOptions, provider_of_layers
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.listeners import QuietListener
@@ -38,8 +39,9 @@ class Loader:
     """Makes `Model`s of files. One thread at a time may call it.
 
     Args:
-        provider: `auto`, `cpu` or `cuda`.
-        workers: Per model; 0 chooses.
+        provider: `auto`, `cpu`, `cuda` or `tensorrt`.
+        workers: Per model, on GPUs for each of them; 0 chooses.
+        gpu: How models run on GPUs; the first one's best measured way where it is None.
         listener: For the workers.
         reserve_bytes: Memory that must stay free.
         available_bytes: How much memory there is; None where nobody knows.
@@ -52,12 +54,14 @@ class Loader:
         workers: int,
         listener: Listener,
         reserve_bytes: int,
+        gpu: GpuOptions | None = None,
         available_bytes: Callable[[], int | None] = memory.available_bytes,
     ) -> None:
         self._provider = provider
         self._workers = workers
         self._listener = listener
         self._reserve_bytes = reserve_bytes
+        self._gpu = gpu or GpuOptions()
         self._available_bytes = available_bytes
 
     def load(self, folder: Path, version: str, config: pb.ModelConfig, previous: Model | None) -> Model:
@@ -74,9 +78,13 @@ class Loader:
         files = read_version(folder, version, config)
         memory.give_back()
         resident_before = memory.resident_bytes()
-        engine = engines.open_engine(files.model_path, config, self._provider, self._workers)
-        _check_outputs(files, engine)
-        _check_probabilities(files, engine)
+        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, self._gpu)
+        try:
+            _check_outputs(files, engine)
+            _check_probabilities(files, engine)
+        except BaseException:
+            engine.close()
+            raise
         memory.give_back()
         memory_bytes = max(memory.resident_bytes() - resident_before, file_bytes)
         count = len(engine.backends)
@@ -99,6 +107,9 @@ class Loader:
                     for layer in files.card.explain
                 ]
             ),
+            plan=engine.plan,
+            cpu_nodes=engine.cpu_nodes,
+            close_engine=engine.close,
         )
 
     def _load_layer(self, files: VersionFiles, layer: Explanation, provider: str, workers: int) -> Scheduler:
@@ -119,7 +130,7 @@ class Loader:
         if hashlib.sha256(data).hexdigest() != files.card.files[layer.file]:
             raise ConfigError(f"{path}: it is not the file any more whose SHA-256 the card says")
         started = time.monotonic()
-        backend = ExplainingBackend(path, data, layer, provider)
+        backend = ExplainingBackend(path, data, layer, provider_of_layers(provider, self._gpu))
         view = files.card.preprocessing
         row = np.zeros(1, record_of(layer, view.height, view.width))
         try:

@@ -170,8 +170,11 @@ class Metrics:
         gauge = partial(Gauge, registry=self.registry)
         self.model_info = gauge(
             "attnserve_model_info",
-            "1 for each model version served.",
-            (*_MODEL, "execution_provider", "precision", "card_digest"),
+            "1 for each model version served; plan is how it runs on a GPU.",
+            (*_MODEL, "execution_provider", "precision", "plan", "card_digest"),
+        )
+        self.cpu_nodes = gauge(
+            "attnserve_model_cpu_nodes", "Nodes of a graph on a GPU that were left to the CPU.", _MODEL
         )
         self.load_duration = gauge("attnserve_model_load_seconds", "Time to load and warm a model version.", _MODEL)
         self.model_memory = gauge(
@@ -202,8 +205,9 @@ class Metrics:
         with self._lock:
             self._loaded.add(model.key)
             self._gone.pop(model.key, None)
-        card = model.files.card
-        self.model_info.labels(*model.key, model.provider, card.precision, card.digest).set(1)
+        self.model_info.labels(*_info(model)).set(1)
+        if model.cpu_nodes is not None:
+            self.cpu_nodes.labels(*model.key).set(model.cpu_nodes)
         self.load_duration.labels(*model.key).set(model.load_s)
         self.model_memory.labels(*model.key).set(model.memory_bytes)
         self.queued.labels(*model.key).set_function(lambda: model.scheduler.queued_images)
@@ -214,7 +218,9 @@ class Metrics:
         """Report a model version no longer; where it is kept, still what it takes."""
         self._triton.model_gone(model)
         with contextlib.suppress(KeyError):  # it was kept, and no longer served, before
-            self.model_info.remove(*model.key, model.provider, model.files.card.precision, model.files.card.digest)
+            self.model_info.remove(*_info(model))
+            if model.cpu_nodes is not None:
+                self.cpu_nodes.remove(*model.key)
             self.queued.remove(*model.key)
             self.queued_clients.remove(*model.key)
         if not kept:
@@ -297,3 +303,9 @@ class Metrics:
             self.confidence.add(model, call.confidences)
         for site, values in call.entropies.items():
             self.entropy.add((*model, site), values)
+
+
+def _info(model: Model) -> tuple[str, ...]:
+    """The labels of `model_info`."""
+    card = model.files.card
+    return (*model.key, model.provider, card.precision, model.plan, card.digest)

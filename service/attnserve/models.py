@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -62,6 +62,7 @@ class Model:
         users: The calls that use it.
         explainers: Its explaining graphs, loaded as they are asked for; the memory that they take is not in
             `memory_bytes`.
+        plan, cpu_nodes, close_engine: As the engine's, see `engines.Engine`.
     """
 
     files: VersionFiles
@@ -73,6 +74,9 @@ class Model:
     file_bytes: int = 0
     users: Users = field(default_factory=Users)
     explainers: Explainers = field(default_factory=Explainers)
+    plan: str = ""
+    cpu_nodes: int | None = None
+    close_engine: Callable[[], None] = lambda: None
 
     @property
     def key(self) -> ModelKey:
@@ -88,6 +92,7 @@ class Model:
         """Stop its workers now; what is queued fails with `Unavailable`."""
         self.scheduler.close()
         self.explainers.close()
+        self.close_engine()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
 from attnserve.errors import ConfigError
+from attnserve.gpu_metrics import GpuMetrics
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.model_repository import ModelRepositoryHandlers
@@ -33,8 +34,10 @@ from attnserve.loading import Loader
 from attnserve.logs import CallLog
 from attnserve.metrics import Metrics
 from attnserve.models import Models
+from attnserve.nvml import open_nvml
 from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
+from attnserve.session import CPU, choose_provider
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
 from attnserve.trimming import Trimmer
@@ -61,6 +64,7 @@ class Server:
         self._tracing = _tracing_to(config.otel_endpoint)
         listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
         self._listeners = Listeners(*listeners)
+        self._watch_gpus()
         self._drawing = PicturePool("draw", available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
@@ -113,6 +117,7 @@ class Server:
             workers=config.workers,
             listener=self._listeners,
             reserve_bytes=config.memory_reserve_bytes,
+            gpu=config.gpu,
         )
 
         def keeper(post: Post) -> Keeper:
@@ -127,6 +132,12 @@ class Server:
             )
 
         return ModelControl(repository, models, keeper, mode=config.model_control_mode, poll_s=config.repository_poll_s)
+
+    def _watch_gpus(self) -> None:
+        """Metrics of GPUs where models may run on one. Raises `ConfigError` where they must and cannot."""
+        nvml = open_nvml() if choose_provider(self._config.provider) != CPU else None
+        if nvml is not None:
+            GpuMetrics(nvml.read, self._metrics.registry)
 
     def _on_serving(self, name: str, serving: bool) -> None:
         if self._transport is not None:  # it begins with what is served then

@@ -1,15 +1,15 @@
 """The engine: one ONNX Runtime session per model version, its execution provider and its warm-up.
 
-The only module that imports onnxruntime. A session is shared by the workers of a model: on a CPU each worker runs the
-whole graph on its own thread (one intra-op thread, so ONNX Runtime has no pool and nothing spins), with one copy of the
-weights.
+Beside `ort_device` the only module that imports onnxruntime, and the one for CPUs: what runs on a GPU is bound there,
+explaining graphs apart. A session is shared by the workers of a model: each runs the whole graph on its own thread (one
+intra-op thread, so ONNX Runtime has no pool and nothing spins), with one copy of the weights.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +17,54 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from attnserve.capture_gate import GATE
 from attnserve.card import Explanation
 from attnserve.contract import Outputs
 from attnserve.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 INPUT = "images"
 _TIMED_RUNS = 3
 _SHORT_S = 0.2  # a longer first run says enough, and a start that takes minutes helps nobody
 
 
+Provider = tuple[str, Mapping[str, str]]
+"""An execution provider with its options."""
+
+
 def choose_provider(wanted: str) -> str:
-    """The execution provider for `auto`, `cpu` or `cuda`. Raises `ConfigError` where CUDA is asked for and absent."""
-    if wanted == "cpu":
+    """The execution provider for `auto`, `cpu`, `cuda` or `tensorrt`; whether it can be set up, shows when it is.
+
+    Raises `ConfigError` where CUDA or TensorRT is asked for and this onnxruntime is built without.
+    """
+    provider = {"cpu": CPU, "tensorrt": TENSORRT}.get(wanted, CUDA)
+    if provider == CPU:
         return CPU
-    if CUDA in ort.get_available_providers():
+    if provider in ort.get_available_providers():
         ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels or in torch, wherever they are installed
-        return CUDA
-    if wanted == "cuda":
-        raise ConfigError(
-            "provider cuda: this onnxruntime has no CUDA; install attnserve[gpu] instead of attnserve[cpu]"
-        )
-    return CPU
+        return provider
+    if wanted == "auto":
+        return CPU
+    raise ConfigError(
+        f"provider {wanted}: this onnxruntime has no {provider}; install attnserve[gpu] instead of attnserve[cpu]"
+    )
 
 
 class OnnxBackend:
-    """Runs model.onnx. Several threads may call `run` at once.
+    """Runs model.onnx on the CPU. Several threads may call `run` at once.
 
     Args:
         path: The model file; input `images` UINT8 (N, H, W, 3).
-        provider: From `choose_provider`.
-        strict: Raise `ConfigError` instead of falling back to the CPU where the provider cannot be set up.
     """
 
-    def __init__(self, path: Path, provider: str, *, strict: bool = False) -> None:
-        self._session = _opened(path, str(path), provider)
-        self.provider: str = self._session.get_providers()[0]
-        if self.provider != provider:
-            if strict:
-                raise ConfigError(f"{path}: {provider} cannot be set up; see onnxruntime's message above")
-            log.warning("%s: %s cannot be set up, running on %s", path, provider, self.provider)
+    def __init__(self, path: Path) -> None:
+        self._session = _opened(path, str(path), (CPU, {}))
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.output_types = {output.name: output.type for output in self._session.get_outputs()}
         self.output_shapes = {output.name: tuple(output.shape) for output in self._session.get_outputs()}
-        self.height, self.width = self._image_size(path)
+        self.height, self.width = check_input(self._session, path)
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -92,22 +93,6 @@ class OnnxBackend:
         self.run(images, outputs)
         return time.perf_counter() - started
 
-    def _image_size(self, path: Path) -> tuple[int, int]:
-        """Height and width that the graph takes; checks its signature."""
-        inputs = self._session.get_inputs()
-        if [tensor.name for tensor in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
-            found = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs)
-            raise ConfigError(f"{path}: needs exactly one input {INPUT!r} tensor(uint8), found {found}")
-        shape = inputs[0].shape
-        if (
-            len(shape) != 4
-            or shape[3] != 3
-            or not all(isinstance(n, int) for n in shape[1:])
-            or isinstance(shape[0], int)
-        ):
-            raise ConfigError(f"{path}: {INPUT!r} must be (batch, height, width, 3) with a free batch, found {shape}")
-        return shape[1], shape[2]
-
 
 class ExplainingBackend:
     """Runs the explaining graph of one layer. Several threads may call `run` at once.
@@ -116,11 +101,13 @@ class ExplainingBackend:
         path: Where the file lies, for messages.
         data: Its bytes, already verified.
         layer: What the card says of it. Raises `ConfigError` where the graph is something else.
-        provider: From `choose_provider`.
+        provider: What the model runs on.
     """
 
-    def __init__(self, path: Path, data: bytes, layer: Explanation, provider: str) -> None:
-        self._session = _opened(path, data, provider)
+    def __init__(self, path: Path, data: bytes, layer: Explanation, provider: Provider) -> None:
+        self._on_gpu = provider[0] != CPU
+        with self._guarded():
+            self._session = _opened(path, data, provider)
         found = {output.name: (output.type, tuple(output.shape[1:])) for output in self._session.get_outputs()}
         for method in layer.methods:
             if found.get(method) != ("tensor(float)", (layer.height, layer.width)):
@@ -135,7 +122,8 @@ class ExplainingBackend:
     def run(self, images: NDArray[Any], outputs: Sequence[str]) -> Outputs:
         """Compute maps (N, h, w) float32 for records (N,) whose fields are the graph's inputs; blocks."""
         inputs = {name: np.ascontiguousarray(images[name]) for name in images.dtype.names or ()}
-        return dict(zip(outputs, self._session.run(list(outputs), inputs), strict=True))
+        with self._guarded():
+            return dict(zip(outputs, self._session.run(list(outputs), inputs), strict=True))
 
     def warm_up(self, row: NDArray[Any]) -> float:
         """Run one row, (1,) records, twice; returns the seconds of the second run, as the first one allocates."""
@@ -144,14 +132,30 @@ class ExplainingBackend:
             self.run(row, self._outputs)
         return time.perf_counter() - started
 
+    def _guarded(self) -> AbstractContextManager[None]:
+        return GATE.shared() if self._on_gpu else nullcontext()
 
-def _opened(path: Path, model: str | bytes, provider: str) -> ort.InferenceSession:
+
+def check_input(session: ort.InferenceSession, path: Path) -> tuple[int, int]:
+    """Height and width that a model's graph takes. Raises `ConfigError` where it takes something else."""
+    inputs = session.get_inputs()
+    if [tensor.name for tensor in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
+        found = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs)
+        raise ConfigError(f"{path}: needs exactly one input {INPUT!r} tensor(uint8), found {found}")
+    shape = inputs[0].shape
+    if len(shape) != 4 or shape[3] != 3 or not all(isinstance(n, int) for n in shape[1:]) or isinstance(shape[0], int):
+        raise ConfigError(f"{path}: {INPUT!r} must be (batch, height, width, 3) with a free batch, found {shape}")
+    return shape[1], shape[2]
+
+
+def _opened(path: Path, model: str | bytes, provider: Provider) -> ort.InferenceSession:
     """A session on a file's name or bytes. Raises `ConfigError` naming the path."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
-    providers = [provider] if provider == CPU else [provider, CPU]
+    name, given = provider
+    providers = [(name, dict(given)), *([] if name == CPU else [CPU])]
     try:
         return ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime raises many unrelated types for a bad file

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from attnserve import triton_metrics
+from attnserve import gpu_metrics, triton_metrics
 from attnserve.cli import build_parser
 from attnserve.config import ServeConfig, shown
 from attnserve.distribution import Distribution
@@ -40,7 +40,7 @@ def test_every_option_is_documented_with_its_default_and_meaning():
 def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
     documented = {row[0]: row[1:] for row in table("Metrics")}
     found = {}
-    for name, kind, text, labels in triton_metrics.DESCRIBED:
+    for name, kind, text, labels in (*triton_metrics.DESCRIBED, *gpu_metrics.DESCRIBED):
         found[name] = [kind, ", ".join(labels), text]
     for metric in vars(Metrics(Statistics())).values():
         if isinstance(metric, Distribution):

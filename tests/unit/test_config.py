@@ -57,6 +57,10 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "grpc_address": "127.0.0.1:1",
         "http_address": "127.0.0.1:2",
         "provider": "cuda",
+        "gpu_devices": "0,2",
+        "gpu_plan": "graphs,nhwc",
+        "gpu_tf32": True,
+        "engine_cache": "engines",
         "otel_endpoint": "https://collector:4317",
         "log_level": "error",
         "log_format": "json",
@@ -68,7 +72,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
     must = [] if option.name == "model_repository" else ["--model-repository", "models"]
     must += ["--model-control-mode", "explicit"] if option.name == "load_models" else []
     flag = "--" + option.name.replace("_", "-")
-    flags = [flag.replace("--", "--no-", 1)] if value is False else [flag, str(value)]
+    flags = {True: [flag], False: [flag.replace("--", "--no-", 1)]}.get(value, [flag, str(value)])
     by_flag = loaded(*must, *flags)
     by_environment = loaded(*must, **{f"ATTNSERVE_{option.name.upper()}": str(value)})
     written = f'"{value}"' if isinstance(value, str) else str(value).lower()
@@ -169,13 +173,25 @@ POSITIVE = [
         ({"http_address": "localhost:http"}, "http_address must be HOST:PORT, got 'localhost:http'"),
         ({"http_address": "localhost:-1"}, "http_address must be HOST:PORT, got 'localhost:-1'"),
         ({"http_address": "localhost:65536"}, "http_address must be HOST:PORT, got 'localhost:65536'"),
-        ({"provider": "tpu"}, "provider must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"provider": "tpu"}, "provider must be one of auto, cpu, cuda, tensorrt, got 'tpu'"),
         ({"log_level": "loud"}, "log_level must be one of debug, info, warning, error, got 'loud'"),
         (
             {"otel_endpoint": "host:4317"},
             "otel_endpoint must be http://HOST:PORT or https://HOST:PORT, got 'host:4317'",
         ),
         ({"log_format": "xml"}, "log_format must be one of text, json, got 'xml'"),
+        (
+            {"provider": "tensorrt"},
+            "provider tensorrt needs engine_cache: building its engines anew takes minutes a start",
+        ),
+        (
+            {"gpu_plan": "fast"},
+            "gpu_plan: 'fast' is not auto and none of nchw, nhwc, heuristic, exhaustive, pageable, "
+            "pinned, plain, overlap, graphs",
+        ),
+        ({"gpu_plan": "graphs,overlap"}, "gpu_plan: graphs and overlap exclude each other"),
+        ({"gpu_devices": "0,0"}, "gpu_devices must be different numbers separated by commas, got '0,0'"),
+        ({"gpu_devices": "a"}, "gpu_devices must be different numbers separated by commas, got 'a'"),
         ({"workers": -1}, "workers must not be negative, got -1"),
         ({"workers": 1025}, "workers must be at most 1024, got 1025"),
         ({"decode_threads": 100_000}, "decode_threads must be at most 1024, got 100000"),

@@ -193,11 +193,12 @@ def test_pending_images_are_read_at_each_scrape(metrics, sample):
 def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
     metrics, sample, new_model, puppet, new_entry
 ):
-    model = new_model(puppet, precision="fp16")
+    model = dataclasses.replace(new_model(puppet, precision="fp16"), plan="nhwc,graphs", cpu_nodes=3)
     metrics.model_loaded(model)
     digest = model.files.card.digest
     labels = {"execution_provider": "PuppetExecutionProvider", "precision": "fp16", "card_digest": digest}
-    assert sample("attnserve_model_info", **MODEL, **labels) == 1
+    assert sample("attnserve_model_info", **MODEL, **labels, plan="nhwc,graphs") == 1
+    assert sample("attnserve_model_cpu_nodes", **MODEL) == 3
     assert sample("attnserve_model_load_seconds", **MODEL) == 1.5
     assert sample("attnserve_queued_images", **MODEL) == 0
     model.scheduler.submit(new_entry(1))
@@ -213,7 +214,7 @@ def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
 def test_a_kept_model_is_served_no_longer_but_still_takes_memory_and_one_that_is_gone_leaves_nothing(
     metrics, sample, new_model, puppet
 ):
-    model = dataclasses.replace(new_model(puppet), memory_bytes=700)
+    model = dataclasses.replace(new_model(puppet), memory_bytes=700, cpu_nodes=2)
     names = ("attnserve_model_memory_bytes", "attnserve_model_load_seconds", "attnserve_queued_images",
              "attnserve_queued_clients", "nv_inference_count")  # fmt: skip
     metrics.model_loaded(model)
@@ -221,7 +222,8 @@ def test_a_kept_model_is_served_no_longer_but_still_takes_memory_and_one_that_is
     assert [sample(name, **MODEL) for name in names] == [700, 1.5, None, None, None]
     metrics.model_gone(model, kept=False)
     assert [sample(name, **MODEL) for name in names] == [None] * 5
-    assert b"attnserve_model_info{" not in generate_latest(metrics.registry)
+    for name in (b"attnserve_model_info{", b"attnserve_model_cpu_nodes{"):
+        assert name not in generate_latest(metrics.registry)
     metrics.model_loaded(model)
     assert [sample(name, **MODEL) for name in names] == [700, 1.5, 0, 0, 0]
 

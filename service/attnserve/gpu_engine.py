@@ -1,0 +1,243 @@
+"""Opens a model on GPUs: tries plans on the first one, runs the best on all, and says what came of it.
+
+Joins `gpu_plan`, `gpu_tuning`, `bound_backend` and `ort_device`. Everything here works on the CPU provider too, which
+is how it is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from attnserve import pinned_copies, tensorrt
+from attnserve.bound_backend import GRAPHED, BoundBackend, OneThread, Signature, Warmable, seconds_per_batch
+from attnserve.card import CARD_NAME, Card
+from attnserve.contract import Backend
+from attnserve.errors import ConfigError
+from attnserve.gpu_plan import OVERLAP_SLOTS, GpuOptions, Plan, cuda_options, with_workers
+from attnserve.gpu_tuning import tune
+from attnserve.inference import model_config_pb2 as pb
+from attnserve.latency_table import LatencyTable
+from attnserve.nvml import open_nvml
+from attnserve.ort_device import (
+    Copies,
+    OrtCopies,
+    OrtDevice,
+    nodes_by_provider,
+    open_session,
+    signature_of,
+)
+from attnserve.pinned_copies import PinnedCopies
+from attnserve.session import CPU, CUDA, INPUT, TENSORRT, check_input, warm_up_sizes
+
+log = logging.getLogger(__name__)
+
+_MEASURE_S = 0.25  # per batch size and plan: dozens of batches on a GPU
+_TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """A model on its GPUs, warm. The first fields are those of `engines.Engine`.
+
+    Attributes:
+        plan: How it runs, in words.
+        cpu_nodes: How many of the graph's nodes were left to the CPU; None where ONNX Runtime does not tell.
+        close: Frees the GPUs; called when no worker runs it any more.
+    """
+
+    backends: Sequence[Backend]
+    provider: str
+    table: LatencyTable
+    height: int
+    width: int
+    output_types: Mapping[str, str]
+    output_shapes: Mapping[str, tuple[int | str, ...]]
+    plan: str
+    cpu_nodes: int | None
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A plan on the first GPU; see `gpu_tuning.Trial`."""
+
+    backends: Sequence[Warmable]
+    signature: Signature
+    nodes: Mapping[str, int]
+    seconds: Mapping[int, float]
+
+    def close(self) -> None:
+        for backend in self.backends:
+            backend.close()
+
+
+class _Opener:
+    """Opens one model file by any plan on any device."""
+
+    def __init__(self, path: Path, config: pb.ModelConfig, provider: str, options: GpuOptions, slots: int) -> None:
+        self._path = path
+        self._config = config
+        self._provider = provider
+        self._options = options
+        self._slots = max(slots, OVERLAP_SLOTS)
+        self.buckets = warm_up_sizes(config.max_batch_size)
+
+    def attempt(self, plan: Plan) -> _Trial:
+        """Open, warm and measure on the first device; raises anything, and then nothing stays open."""
+        trial = self.open(plan, self._options.devices[0])
+        try:
+            sizes = sorted({self.buckets[0], self.buckets[-1]})
+            measured = {
+                size: seconds_per_batch(trial.backends, _black(size, trial.signature), _MEASURE_S) for size in sizes
+            }
+        except BaseException:
+            trial.close()
+            raise
+        shown = ", ".join(f"{size}: {seconds * 1e3:.2f} ms" for size, seconds in measured.items())
+        log.info("%s: plan %s takes per batch of %s", self._path, plan, shown)
+        return _Trial(trial.backends, trial.signature, trial.nodes, measured)
+
+    def open(self, plan: Plan, device: int) -> _Trial:
+        """Open and warm, not measured."""
+        session = open_session(str(self._path), self._provider, self._provider_options(plan, device))
+        check_input(session, self._path)
+        signature = signature_of(session, self._path)
+        slots = self._slots if plan.mode == "overlap" else 1
+        backends: list[Warmable] = []
+        try:
+            for _ in range(slots):
+                make = partial(self._slot, session, signature, plan, device)
+                backends.append(OneThread(make) if plan.mode == "graphs" else make())
+                backends[-1].warm_up()
+        except BaseException:
+            for backend in backends:
+                backend.close()
+            raise
+        return _Trial(backends, signature, nodes_by_provider(session), {})
+
+    def table(self, trial: _Trial) -> LatencyTable:
+        """What one backend alone takes for each bucket."""
+        seconds = {}
+        for size in self.buckets:
+            images = _black(size, trial.signature)
+            seconds[size] = min(_timed(trial.backends[0], images) for _ in range(_TIMED_RUNS))
+        return LatencyTable(seconds)
+
+    def _slot(self, session: ort.InferenceSession, signature: Signature, plan: Plan, device: int) -> BoundBackend:
+        copies: Copies = PinnedCopies(device) if plan.copies == "pinned" else OrtCopies()
+        kind = "cpu" if self._provider == CPU else "cuda"
+        graphs = plan.mode == "graphs"
+        return BoundBackend(OrtDevice(session, kind, device, copies), signature, self.buckets, graphs=graphs)
+
+    def _provider_options(self, plan: Plan, device: int) -> dict[str, str]:
+        if self._provider == TENSORRT:
+            gpus = open_nvml()
+            capability = ",".join(sorted({gpu.capability for gpu in gpus.read()})) if gpus else "unknown"
+            profile = tensorrt.profile_options(INPUT, self._config.input[0].dims, self.buckets)
+            versions = f"TensorRT {tensorrt.installed_version()}, ONNX Runtime {ort.__version__}"
+            half = _precision_of(self._path) == "fp16"
+            return tensorrt.tensorrt_options(self._path, profile, device, self._options, half=half, versions=versions,
+                                             capability=capability)  # fmt: skip
+        return cuda_options(plan, device, self._options) if self._provider == CUDA else {}
+
+
+def open_on_gpus(
+    path: Path, config: pb.ModelConfig, provider: str, workers: int, options: GpuOptions, *, strict: bool
+) -> OnGpu | None:
+    """Open a model file on its GPUs and warm it at every bucket; blocks for seconds, with TensorRT for minutes.
+
+    Args:
+        provider: The execution provider.
+        workers: Per GPU; 0 chooses.
+        strict: Raise where it cannot be run there, instead of saying so in the log and returning None.
+
+    Raises:
+        ConfigError: The configuration contradicts itself; or as `strict` says.
+    """
+    fixed = with_workers(options.fixed, workers)
+    barred = _barred(provider, workers, fixed)
+    try:
+        return _opened(_Opener(path, config, provider, options, workers), path, provider, options, fixed, barred)
+    except Exception as error:  # onnxruntime has no one class for a provider or a graph that fails
+        reason = f"{path}: {error}"
+        if strict:
+            raise ConfigError(reason) from error
+        log.warning("%s; running on the CPU", reason)
+        return None
+
+
+def _opened(
+    opener: _Opener, path: Path, provider: str, options: GpuOptions, fixed: Mapping[str, str], barred: Collection[str]
+) -> OnGpu:
+    plan, first = tune(opener.attempt, fixed, barred, budget_s=options.tuning_s, clock=time.monotonic)
+    trials = [first]
+
+    def close() -> None:
+        for trial in trials:
+            trial.close()
+
+    try:
+        for device in options.devices[1:]:
+            trials += [opener.open(plan, device)]
+        table = opener.table(first)
+    except BaseException:
+        close()
+        raise
+    log.info("%s: runs by plan %s on GPU %s", path, plan, ", ".join(map(str, options.devices)))
+    cpu_nodes = first.nodes.get(CPU, 0) if first.nodes else None
+    if cpu_nodes and provider != CPU:
+        log.warning("%s: %d of %d nodes run on the CPU", path, cpu_nodes, sum(first.nodes.values()))
+    signature = first.signature
+    names = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+    return OnGpu(
+        backends=[backend for trial in trials for backend in trial.backends],
+        provider=provider,
+        table=table,
+        height=signature.row[0],
+        width=signature.row[1],
+        output_types={name: names[dtype.name] for name, (_, dtype) in signature.outputs.items()},
+        output_shapes={name: ("batch", *row) for name, (row, _) in signature.outputs.items()},
+        plan=str(plan),
+        cpu_nodes=cpu_nodes,
+        close=close,
+    )
+
+
+def _barred(provider: str, workers: int, fixed: Mapping[str, str]) -> set[str]:
+    """Words that cannot be had. Raises `ConfigError` where one of them is asked for."""
+    barred: dict[str, str] = {}
+    if provider != CUDA:
+        barred |= dict.fromkeys(("graphs", "nhwc", "exhaustive"), f"{provider} has no such choice")
+    if provider == CPU or not pinned_copies.available():
+        barred["pinned"] = "cuda-bindings is not installed"
+    if workers == 1:
+        barred["overlap"] = "there is one worker"
+    for word in fixed.values():
+        if word in barred:
+            raise ConfigError(f"gpu_plan: {word} cannot be had: {barred[word]}")
+    return set(barred)
+
+
+def _precision_of(model: Path) -> str:
+    """What the card beside the model says."""
+    return Card.from_json((model.parent / CARD_NAME).read_text(encoding="utf-8")).precision
+
+
+def _black(size: int, signature: Signature) -> NDArray[Any]:
+    return np.zeros((size, *signature.row), signature.dtype)
+
+
+def _timed(backend: Backend, images: NDArray[Any]) -> float:
+    started = time.perf_counter()
+    backend.run(images, GRAPHED)
+    return time.perf_counter() - started
