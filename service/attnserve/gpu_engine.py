@@ -81,14 +81,32 @@ class _Trial:
             backend.close()
 
 
+NewCopies = Callable[[Plan, int], Copies]
+"""A slot's copies, by the plan and the device."""
+
+
+def new_copies(plan: Plan, device: int) -> Copies:
+    """Those of the plan."""
+    return PinnedCopies(device) if plan.copies == "pinned" else OrtCopies()
+
+
 class _Opener:
     """Opens one model file by any plan on any device."""
 
-    def __init__(self, path: Path, config: pb.ModelConfig, provider: str, options: GpuOptions, slots: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: pb.ModelConfig,
+        provider: str,
+        options: GpuOptions,
+        slots: int,
+        copies: NewCopies,
+    ) -> None:
         self._path = path
         self._config = config
         self._provider = provider
         self._options = options
+        self._copies = copies
         self._slots = max(slots, OVERLAP_SLOTS)
         self.buckets = warm_up_sizes(config.max_batch_size)
 
@@ -134,7 +152,7 @@ class _Opener:
         return LatencyTable(seconds)
 
     def _slot(self, session: ort.InferenceSession, signature: Signature, plan: Plan, device: int) -> BoundBackend:
-        copies: Copies = PinnedCopies(device) if plan.copies == "pinned" else OrtCopies()
+        copies = self._copies(plan, device)
         kind = "cpu" if self._provider == CPU else "cuda"
         graphs = plan.mode == "graphs"
         return BoundBackend(OrtDevice(session, kind, device, copies), signature, self.buckets, graphs=graphs)
@@ -152,7 +170,14 @@ class _Opener:
 
 
 def open_on_gpus(
-    path: Path, config: pb.ModelConfig, provider: str, workers: int, options: GpuOptions, *, strict: bool
+    path: Path,
+    config: pb.ModelConfig,
+    provider: str,
+    workers: int,
+    options: GpuOptions,
+    *,
+    strict: bool,
+    copies: NewCopies = new_copies,
 ) -> OnGpu | None:
     """Open a model file on its GPUs and warm it at every bucket; blocks for seconds, with TensorRT for minutes.
 
@@ -166,8 +191,16 @@ def open_on_gpus(
     """
     fixed = with_workers(options.fixed, workers)
     barred = _barred(provider, workers, fixed)
+    opener = _Opener(path, config, provider, options, workers, copies)
+    opened = partial(_opened, opener, path, provider, options, barred)
+    known = {dimension: word for dimension, word in options.known.items() if word not in barred}
     try:
-        return _opened(_Opener(path, config, provider, options, workers), path, provider, options, fixed, barred)
+        if known:
+            try:
+                return opened({**known, **fixed})
+            except Exception as error:
+                log.warning("%s: cannot run by the plan of the version before: %s", path, error)
+        return opened(fixed)
     except Exception as error:  # onnxruntime has no one class for a provider or a graph that fails
         reason = f"{path}: {error}"
         if strict:
@@ -177,7 +210,7 @@ def open_on_gpus(
 
 
 def _opened(
-    opener: _Opener, path: Path, provider: str, options: GpuOptions, fixed: Mapping[str, str], barred: Collection[str]
+    opener: _Opener, path: Path, provider: str, options: GpuOptions, barred: Collection[str], fixed: Mapping[str, str]
 ) -> OnGpu:
     plan, first = tune(opener.attempt, fixed, barred, budget_s=options.tuning_s, clock=time.monotonic)
     trials = [first]

@@ -59,6 +59,8 @@ class GpuOptions:
         tf32: Let float32 convolutions round their factors to 10 bits.
         mem_limit_bytes: Of each session's arena; 0 is no limit.
         engine_cache: Folder of TensorRT's engines, or None.
+        known: Words that were measured before, for another version of the model: that plan is taken where it can be
+            opened, for trials hold up those who are being served, and are held up by them.
     """
 
     devices: tuple[int, ...] = (0,)
@@ -67,6 +69,7 @@ class GpuOptions:
     tf32: bool = False
     mem_limit_bytes: int = 0
     engine_cache: Path | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_plan(text: str) -> dict[str, str]:

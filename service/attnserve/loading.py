@@ -20,7 +20,7 @@ from attnserve.contract import Entry, Listener
 from attnserve.engines import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
-from attnserve.gpu_plan import GpuOptions, provider_of_layers
+from attnserve.gpu_plan import GpuOptions, parse_plan, provider_of_layers
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.listeners import QuietListener
@@ -68,7 +68,8 @@ class Loader:
         """Load and warm one version of the model in `folder`; blocks for seconds.
 
         Args:
-            previous: Another version of it that is loaded; what that one measured tells what this one will take.
+            previous: Another version of it that is loaded; what that one measured tells what this one will take, and
+                by what plan it runs on a GPU.
 
         Raises:
             ConfigError: It cannot be served; `DoesNotFit` where that is for want of memory.
@@ -78,7 +79,9 @@ class Loader:
         files = read_version(folder, version, config)
         memory.give_back()
         resident_before = memory.resident_bytes()
-        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, self._gpu)
+        known = parse_plan(previous.plan) if previous is not None and previous.plan else {}
+        gpu = replace(self._gpu, known=known)
+        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, gpu)
         try:
             _check_outputs(files, engine)
             _check_probabilities(files, engine)

@@ -19,9 +19,9 @@ from attnserve.gpu_plan import GpuOptions
 PACKAGES = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 
 
-def installed_version() -> str:
-    """TensorRT's version as its Python packages say it, or `unknown` where it was installed in another way."""
-    for package in PACKAGES:
+def installed_version(packages: Sequence[str] = PACKAGES) -> str:
+    """TensorRT's version as one of the Python packages says it, or `unknown` where it was installed in another way."""
+    for package in packages:
         try:
             return version(package)
         except PackageNotFoundError:

@@ -10,12 +10,14 @@ import onnxruntime as ort
 import pytest
 
 from attnserve import model_config
+from attnserve.config import ServeConfig
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
-from attnserve.gpu_engine import open_on_gpus
-from attnserve.gpu_plan import GpuOptions
+from attnserve.gpu_engine import new_copies, open_on_gpus
+from attnserve.gpu_plan import GpuOptions, parse_plan
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.loading import Loader
+from attnserve.server import Server
 from attnserve.session import CPU, CUDA, TENSORRT, choose_provider
 
 FOLDER = Path(__file__).parents[2] / "model_repo" / "fashion-mnist-bam"
@@ -36,9 +38,9 @@ def opened(config):
     """Opens the model and closes it after the test."""
     made = []
 
-    def run(workers=0, **options):
+    def run(workers=0, copies=new_copies, **options):
         gpu = GpuOptions(**{"tuning_s": 0.0, **options})
-        made.append(open_on_gpus(PATH, config, CPU, workers, gpu, strict=True))
+        made.append(open_on_gpus(PATH, config, CPU, workers, gpu, strict=True, copies=copies))
         return made[-1]
 
     yield run
@@ -86,6 +88,29 @@ def test_with_time_for_it_the_other_plan_is_measured_too(opened, caplog):
     assert [plan.mode for plan in measured] == ["plain", "overlap", "plain"]
 
 
+def test_what_an_earlier_version_measured_is_not_measured_again(opened, caplog):
+    caplog.set_level("INFO")
+    engine = opened(tuning_s=100.0, known=parse_plan("nchw,heuristic,pageable,overlap"))
+    assert engine.plan == "nchw,heuristic,pageable,overlap"
+    assert sum("takes per batch" in record.msg for record in caplog.records) == 1
+
+
+def test_what_is_fixed_or_cannot_be_had_goes_before_what_an_earlier_version_measured(opened):
+    known = parse_plan("nhwc,exhaustive,graphs")
+    assert opened(known=known).plan == "nchw,heuristic,pageable,plain"
+    assert opened(known=parse_plan("plain"), fixed={"mode": "overlap"}).plan == "nchw,heuristic,pageable,overlap"
+
+
+def test_a_plan_of_an_earlier_version_that_cannot_be_opened_costs_a_warning_and_not_the_model(opened, caplog):
+    def copies(plan, device):
+        if plan.mode == "overlap":
+            raise OSError("no memory")
+        return new_copies(plan, device)
+
+    assert opened(known=parse_plan("overlap"), copies=copies).plan == "nchw,heuristic,pageable,plain"
+    assert "cannot run by the plan of the version before: no memory" in caplog.text
+
+
 @pytest.mark.parametrize("word", [{"mode": "graphs"}, {"layout": "nhwc"}, {"copies": "pinned"}])
 def test_what_a_provider_does_not_have_cannot_be_asked_for(opened, word):
     with pytest.raises(ConfigError, match=rf"gpu_plan: {next(iter(word.values()))} cannot be had"):
@@ -123,6 +148,8 @@ def test_an_onnxruntime_without_gpus_says_what_to_install(wanted, config):
         choose_provider(wanted)
     with pytest.raises(ConfigError, match=rf"provider {wanted}: "):
         open_engine(PATH, config, wanted, 0, GpuOptions())
+    with pytest.raises(ConfigError, match=rf"provider {wanted}: "):
+        Server(ServeConfig(model_repository="models", provider=wanted, engine_cache="engines"))
     assert choose_provider("auto") == choose_provider("cpu") == CPU
 
 
