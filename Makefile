@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-peers bench-explain bench-overload bench-forms soak generate clean
+.PHONY: demo test test-full lint bench bench-peers bench-explain bench-gpu bench-overload bench-forms soak generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -44,6 +44,11 @@ bench-overload: $(VENV)/.dev
 	$(BIN)/python tests/bench/overload.py
 	$(BIN)/python tests/bench/overload.py --clients 24 --images 8 --deadline-ms 2000 --seconds 20
 	$(BIN)/python tests/bench/overload.py --engine-ms 0 --deadline-ms 100
+
+## bench-gpu: raw ONNX Runtime on a GPU and how much of it is served, in 8 minutes. PYTHON is an environment that has
+## attnserve[gpu,export] installed; BENCH_ARGS="--provider cpu --quick" tries the script without a GPU.
+bench-gpu:
+	$(PYTHON) tests/bench/gpu.py $(BENCH_ARGS)
 
 ## soak: a hundred thousand requests of every kind; memory and open files must stay flat.
 soak: $(VENV)/.dev
