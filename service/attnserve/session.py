@@ -7,9 +7,10 @@ intra-op thread, so ONNX Runtime has no pool and nothing spins), with one copy o
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def choose_provider(wanted: str) -> str:
     if provider == CPU:
         return CPU
     if provider in ort.get_available_providers():
-        ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels or in torch, wherever they are installed
+        with redirect_stdout(sys.stderr):  # it prints what it misses, and stdout is for the server's own line
+            ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels or in torch, wherever they are installed
         return provider
     if wanted == "auto":
         return CPU
