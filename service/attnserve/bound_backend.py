@@ -7,11 +7,9 @@ shape only. See `ort_device` for the device that ONNX Runtime makes.
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,7 +98,7 @@ class BoundBackend:
         device: Closed with the backend.
         buckets: Batch sizes, ascending.
         graphs: Replay a CUDA graph per bucket for the outputs `GRAPHED`. Then one thread must do everything: see
-            `OneThread`.
+            `one_thread`.
         gate: Of the process.
     """
 
@@ -231,71 +229,3 @@ class BoundBackend:
 
     def _noise(self, bucket: int, seed: int) -> NDArray[Any]:
         return np.random.default_rng(seed).integers(0, 256, (bucket, *self._signature.row), self._signature.dtype)
-
-
-class OneThread:
-    """A backend all of whose calls are made on one thread of its own: ONNX Runtime keeps a graph with its thread.
-
-    Args:
-        make: Makes the backend, on that thread.
-    """
-
-    def __init__(self, make: Callable[[], BoundBackend]) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cuda-graphs")
-        try:
-            self._backend = self._thread.submit(make).result()
-        except BaseException:
-            self._thread.shutdown()
-            raise
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """Names of the graph's outputs."""
-        return self._backend.outputs
-
-    def run(self, images: NDArray[Any], outputs: Sequence[str]) -> Outputs:
-        """As the backend's."""
-        return self._thread.submit(self._backend.run, images, outputs).result()
-
-    def warm_up(self) -> None:
-        """As the backend's."""
-        self._thread.submit(self._backend.warm_up).result()
-
-    def close(self) -> None:
-        """As the backend's, and end the thread."""
-        self._backend.close()
-        self._thread.shutdown()
-
-
-class Warmable(Protocol):
-    """A backend with buffers: bound, or on one thread."""
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """As the backend's."""
-
-    def run(self, images: NDArray[Any], outputs: Sequence[str]) -> Outputs:
-        """As the backend's."""
-
-    def warm_up(self) -> None:
-        """As the backend's."""
-
-    def close(self) -> None:
-        """As the backend's."""
-
-
-def seconds_per_batch(backends: Sequence[Warmable], images: NDArray[Any], for_s: float) -> float:
-    """Time of one batch of `probabilities` while all backends work at once, each on a thread; blocks for `for_s`."""
-    end = time.perf_counter() + for_s
-
-    def work(backend: Warmable) -> int:
-        runs = 0
-        while not runs or time.perf_counter() < end:
-            backend.run(images, GRAPHED)
-            runs += 1
-        return runs
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(len(backends)) as threads:
-        runs = sum(threads.map(work, backends))
-    return (time.perf_counter() - started) / runs

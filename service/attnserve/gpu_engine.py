@@ -19,15 +19,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from attnserve import pinned_copies, tensorrt
-from attnserve.bound_backend import GRAPHED, BoundBackend, OneThread, Signature, Warmable, seconds_per_batch
+from attnserve.bound_backend import GRAPHED, BoundBackend, Signature
 from attnserve.card import CARD_NAME, Card
 from attnserve.contract import Backend
 from attnserve.errors import ConfigError
 from attnserve.gpu_plan import OVERLAP_SLOTS, GpuOptions, Plan, cuda_options, with_workers
-from attnserve.gpu_tuning import tune
+from attnserve.gpu_tuning import seconds_per_batch, tune
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.nvml import open_nvml
+from attnserve.one_thread import OneThread
 from attnserve.ort_device import (
     Copies,
     OrtCopies,
@@ -71,7 +72,7 @@ class OnGpu:
 class _Trial:
     """A plan on the first GPU; see `gpu_tuning.Trial`."""
 
-    backends: Sequence[Warmable]
+    backends: Sequence[BoundBackend | OneThread]
     signature: Signature
     nodes: Mapping[str, int]
     seconds: Mapping[int, float]
@@ -131,7 +132,7 @@ class _Opener:
         check_input(session, self._path)
         signature = signature_of(session, self._path)
         slots = self._slots if plan.mode == "overlap" else 1
-        backends: list[Warmable] = []
+        backends: list[BoundBackend | OneThread] = []
         try:
             for _ in range(slots):
                 make = partial(self._slot, session, signature, plan, device)

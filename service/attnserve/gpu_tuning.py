@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Protocol, TypeVar
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
+from attnserve.bound_backend import GRAPHED
+from attnserve.contract import Backend
 from attnserve.gpu_plan import CHOICES, Plan, first_plan, is_better, variants
 
 log = logging.getLogger(__name__)
@@ -66,3 +72,20 @@ def tune(
             else:
                 trial.close()
     return best_plan, best
+
+
+def seconds_per_batch(backends: Sequence[Backend], images: NDArray[Any], for_s: float) -> float:
+    """Time of one batch of `probabilities` while all backends work at once, each on a thread; blocks for `for_s`."""
+    end = time.perf_counter() + for_s
+
+    def work(backend: Backend) -> int:
+        runs = 0
+        while not runs or time.perf_counter() < end:
+            backend.run(images, GRAPHED)
+            runs += 1
+        return runs
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(backends)) as threads:
+        runs = sum(threads.map(work, backends))
+    return (time.perf_counter() - started) / runs

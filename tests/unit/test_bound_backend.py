@@ -12,12 +12,12 @@ from attnserve.bound_backend import (
     MOST_BINDINGS,
     NO_GRAPH,
     BoundBackend,
-    OneThread,
     Signature,
     bucket_for,
-    seconds_per_batch,
 )
 from attnserve.capture_gate import CaptureGate
+from attnserve.gpu_tuning import seconds_per_batch
+from attnserve.one_thread import OneThread
 
 FLOAT = np.dtype(np.float32)
 NAMES = ("probabilities", "logits", "map")

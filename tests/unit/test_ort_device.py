@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from attnserve.bound_backend import BoundBackend, OneThread, bucket_for
+from attnserve.bound_backend import BoundBackend, bucket_for
 from attnserve.capture_gate import CaptureGate
 from attnserve.errors import ConfigError
+from attnserve.one_thread import OneThread
 from attnserve.ort_device import OrtCopies, OrtDevice, nodes_by_provider, open_session, signature_of
 from attnserve.session import CPU, CUDA, check_input
 
