@@ -27,7 +27,7 @@ MOST_BINDINGS = 64
 """Of combinations of outputs and buckets that are remembered: callers choose them, and could choose for ever."""
 
 _RUNS_TO_CAPTURE = 3  # two ordinary ones, which allocate, and the one that captures
-_TOLERANCE = 1e-3  # of probabilities: the kernels are the same, an addition may come in another order
+_ROUNDING = 1e-5  # of probabilities: the kernels are the same, an addition may come in another order
 
 
 class Device(Protocol):
@@ -141,8 +141,8 @@ class BoundBackend:
             RuntimeError: A graph does not compute what the same run without it does.
         """
         for bucket in reversed(self._buckets):
-            self.run(self._noise(bucket, 0), self.outputs)
-            self.run(self._noise(bucket, 0), GRAPHED)
+            self.run(self._noise(bucket), self.outputs)
+            self.run(self._noise(bucket), GRAPHED)
         for bucket in reversed(self._buckets) if self._graphs else ():
             self._capture(bucket)
 
@@ -213,9 +213,13 @@ class BoundBackend:
         return self._tensors[bucket, name]
 
     def _capture(self, bucket: int) -> None:
-        """Capture the bucket's graph, and see that a replay reads what is uploaded then."""
-        captured, replayed = self._noise(bucket, 1), self._noise(bucket, 2)
-        expected = self.run(replayed, GRAPHED)
+        """Capture the bucket's graph, and see that a replay reads what is uploaded then.
+
+        It must come nearer to the plain run of other pictures than these two differ.
+        """
+        captured = self._noise(bucket)
+        replayed = np.zeros_like(captured)
+        of_captured, expected = self.run(captured, GRAPHED), self.run(replayed, GRAPHED)
         with self._lock:
             self._graph_ids[bucket] = len(self._graph_ids) + 1
             del self._bindings[bucket, GRAPHED]
@@ -224,8 +228,9 @@ class BoundBackend:
                     self._run(captured, GRAPHED)
         found = self.run(replayed, GRAPHED)
         for name in GRAPHED:
-            if not np.allclose(found[name], expected[name], rtol=0, atol=_TOLERANCE):
+            contrast = float(np.abs(expected[name] - of_captured[name]).max())
+            if not np.abs(found[name] - expected[name]).max() <= max(contrast / 4, _ROUNDING):  # NaN is refused too
                 raise RuntimeError(f"the CUDA graph for batches of {bucket} computes something else")
 
-    def _noise(self, bucket: int, seed: int) -> NDArray[Any]:
-        return np.random.default_rng(seed).integers(0, 256, (bucket, *self._signature.row), self._signature.dtype)
+    def _noise(self, bucket: int) -> NDArray[Any]:
+        return np.random.default_rng(0).integers(0, 256, (bucket, *self._signature.row), self._signature.dtype)

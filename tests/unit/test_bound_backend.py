@@ -67,6 +67,7 @@ class Recorder:
         self.closed = 0
         self.error = None
         self.on_run = lambda: None
+        self.compute = expected
         self.running = 0
 
     def allocate(self, shape, dtype):
@@ -107,7 +108,7 @@ class Recorder:
         self.runs.append((len(images.content), tuple(binding.outputs), graph_id))
         self.seen.append(images.content.copy())
         for name, tensor in binding.outputs.items():
-            tensor.content[...] = expected(images.content, name)
+            tensor.content[...] = self.compute(images.content, name)
         self.running -= 1
 
     def download(self, tensor, rows):
@@ -243,6 +244,14 @@ def test_a_graph_is_never_forgotten_for_other_combinations():
 def test_a_graph_that_does_not_read_what_is_uploaded_is_refused():
     backend = BoundBackend(Recorder(stale_graphs=True), SIGNATURE, BUCKETS, graphs=True, gate=CaptureGate())
     with pytest.raises(RuntimeError, match="the CUDA graph for batches of 7 computes something else"):
+        backend.warm_up()
+
+
+def test_of_a_graph_that_is_not_sure_of_any_class_a_stale_answer_is_refused_too():
+    device = Recorder(stale_graphs=True)
+    device.compute = lambda images, name: expected(images, name) * 1e-6 + 1e-3
+    backend = BoundBackend(device, SIGNATURE, [2], graphs=True, gate=CaptureGate())
+    with pytest.raises(RuntimeError, match="computes something else"):
         backend.warm_up()
 
 
