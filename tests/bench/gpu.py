@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_load import Crowd, Load, Outcome
-from gpu_nets import export, nets
-from gpu_raw import Best, Row, ceilings
 
 from attnserve.card import CARD_NAME, Card
 from attnserve.cores import available_cores
 from attnserve.nvml import open_nvml
 from attnserve.session import choose_provider
+from gpu_load import Crowd, Load, Outcome
+from gpu_nets import export, nets
+from gpu_raw import Best, Row, ceilings
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SHARES = (0.5, 0.8, 0.95)
