@@ -86,7 +86,7 @@ $(VENV)/.serving: $(VENV)/bin/python $(SOURCES)
 # torchvision, timm, pytorchcv and grad-cam (oracles of the tests) come without their dependencies, lest they bring
 # another torch; what they need of them is in the extra `dev`.
 $(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install ".[cpu,export,dev]"
+	$(PIP) install ".[cpu,export,score,dev]"
 	$(PIP) install --no-deps torchvision==0.28.0 timm==1.0.31 pytorchcv==0.0.74 grad-cam==1.5.7
 	$(PIP) install --force-reinstall --no-deps .
 	@touch $@

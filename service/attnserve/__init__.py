@@ -24,6 +24,7 @@ Two halves share one contract, the model repository. Reading order:
 * For users: `client`, `tiles` (large pictures), `cli` and `commands`; the maps of an answer as `map_files`, by
   `evidence` (which and on what scale), `render` (the figure), `canvas` (pixels or SVG) and `fonts`; a folder of them as
   `report`, by `review` (what counts and comes first).
+* Batch scoring: `scoring`, a map of its own.
 * `export`: the only door to torch; its `explain` writes the Grad-CAM graphs beside a model. `v1` and `inference`:
   generated from protos/.
 """

@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "turn a checkpoint into a model repository entry (ONNX, config, card)",
     "serve": "serve a model repository over gRPC",
     "classify": "classify pictures with a running server, and save what the network looked at",
+    "score": "score pictures by the thousand to Parquet: restartable, by a server or without one",
     "evaluate": "measure a served model on labelled pictures: accuracy, calibration, and whether its maps are faithful",
     "explain-report": "one HTML page of what a running server's model looked at in a folder of pictures",
     "models": "list the models of a running server",

@@ -84,6 +84,19 @@ def test_every_client_command_works(server, command, tmp_path):
         assert list((tmp_path / arguments[arguments.index("--maps") + 1]).iterdir())
 
 
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("attnserve score")])
+def test_every_scoring_command_works_on_real_pictures(server, command, tmp_path):
+    for name in ("deploy", "model_repo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    arguments = [server.grpc if argument == "localhost:8001" else argument for argument in shlex.split(command)[1:]]
+    run = subprocess.run(
+        [sys.executable, "-m", "attnserve", *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"{len(list((ROOT / 'deploy/demo/images').glob('*.png')))} of" in run.stdout
+    assert list((tmp_path / arguments[arguments.index("--output") + 1]).glob("shard-*.parquet"))
+
+
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_every_python_block_runs(server, block, tmp_path):
     for name in ("deploy", "tests"):

@@ -96,6 +96,7 @@ class AsyncClient:
         sites: Sequence[str] = (),
         explain: Explain | None = None,
         maps: MapStyle = RAW,
+        priority: int = 0,
         timeout_s: float | None = None,
     ) -> list[Classification]:
         """As `Client.classify`."""
@@ -108,6 +109,7 @@ class AsyncClient:
             sites=sites,
             explain=explain,
             maps=maps,
+            priority=priority,
         )
         request = await off_loop(partial(pack, images), images)
         return answers(await self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
@@ -123,6 +125,7 @@ class AsyncClient:
         sites: Sequence[str] = (),
         explain: Explain | None = None,
         maps: MapStyle = RAW,
+        priority: int = 0,
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> AsyncGenerator[Classification | ClientError, None]:
@@ -144,6 +147,7 @@ class AsyncClient:
             sites=sites,
             explain=explain,
             maps=maps,
+            priority=priority,
         )
         with self._translated():
             call = self._stub.ClassifyStream(timeout=self._terms.timeout_of(timeout_s), metadata=self._terms.metadata)

@@ -110,13 +110,15 @@ class Client:
         sites: Sequence[str] = (),
         explain: Explain | None = None,
         maps: MapStyle = RAW,
+        priority: int = 0,
         timeout_s: float | None = None,
     ) -> list[Classification]:
         """Classify all `images` in one call: one answer per picture, in order; one bad picture fails the call.
 
         An empty `version` is the newest that is ready, `top_k` 0 is all classes, empty `sites` is all sites; without
-        `explain` no class is explained. Blocks. Raises `ValueError` for an array of another dtype or shape, an unknown
-        level or form, `OSError` for a file that cannot be read, `TypeError` for what is no picture.
+        `explain` no class is explained; `priority` 1 is served first, 0 is the model's default. Blocks. Raises
+        `ValueError` for an array of another dtype or shape, an unknown level or form, `OSError` for a file that cannot
+        be read, `TypeError` for what is no picture.
         """
         request = to_request(
             images,
@@ -127,6 +129,7 @@ class Client:
             sites=sites,
             explain=explain,
             maps=maps,
+            priority=priority,
         )
         return answers(self._call(self._stub.Classify, request, timeout_s, self._hedged), expected=len(images))
 
@@ -141,6 +144,7 @@ class Client:
         sites: Sequence[str] = (),
         explain: Explain | None = None,
         maps: MapStyle = RAW,
+        priority: int = 0,
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> Iterator[Classification | ClientError]:
@@ -168,6 +172,7 @@ class Client:
             sites=sites,
             explain=explain,
             maps=maps,
+            priority=priority,
         )
         requests: SimpleQueue[pb.ClassifyRequest | None] = SimpleQueue()
         call = self._begun(self._stub.ClassifyStream, iter(requests.get, None), self._terms.timeout_of(timeout_s))

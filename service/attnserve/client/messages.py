@@ -264,11 +264,12 @@ def to_request(
     sites: Sequence[str],
     explain: Explain | None,
     maps: MapStyle,
+    priority: int = 0,
 ) -> pb.ClassifyRequest:
     """One request for all `images`.
 
-    Raises `ValueError` for a bad array, level, form or class index, `OSError` for an unreadable file, `TypeError` for
-    what is no picture and for a field of `explain` of another type.
+    Raises `ValueError` for a bad array, level, form, class index or priority, `OSError` for an unreadable file,
+    `TypeError` for what is no picture and for a field of `explain` of another type.
     """
     if isinstance(images, bytes | str):  # whose items are something else
         raise TypeError(f"images must be a sequence of pictures, got one {type(images).__name__}")
@@ -281,6 +282,7 @@ def to_request(
         attention=pb.AttentionOptions(level=_LEVELS[attention], sites=sites),
         explain=_to_explain(explain) if explain else None,
         maps=None if maps == RAW else _to_options(maps),
+        priority=priority,
     )
 
 

@@ -76,11 +76,12 @@ class Stack:
             return message
         colours = heat.coloured(shown, style.colormap)
         overlaid = style.form == pb.MAP_FORM_OVERLAY
-        message.png = _png(heat.blended(view, colours, style.alpha) if overlaid else colours)
+        message.png = png(heat.blended(view, colours, style.alpha) if overlaid else colours)
         return message
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of RGB pixels (H, W, 3)."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=_PNG_EFFORT)
     return file.getvalue()

@@ -1,0 +1,206 @@
+"""Rows: what scoring a chunk of pictures gives, the Arrow table that it becomes, and what is counted of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from attnserve.postprocess import top_k
+from attnserve.scoring.items import Item
+from attnserve.scoring.job import Job, Settings
+
+BINS = 20
+"""Of the histogram of confidences, each 0.05 wide."""
+
+METADATA = b"attnserve.shard"
+
+
+@dataclass
+class Scored:
+    """What became of some items, in their order.
+
+    Attributes:
+        errors: Of every item why it has no scores, or None.
+        probabilities: (G, K) float32, of those without an error.
+        maps: By source, of those without an error: PNG files, or arrays (h, w) float16.
+        seconds: From the first item's reading to the last one's scores.
+    """
+
+    errors: list[str | None]
+    probabilities: NDArray[np.float32]
+    maps: dict[str, list[bytes] | list[NDArray[np.float16]]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class Tally:
+    """Counts of rows; tallies of parts add up to that of the whole.
+
+    Attributes:
+        labels: Rows by predicted label.
+        confidences: Rows by the largest probability, in `BINS` equal bins of 0..1.
+        causes: Rows with an error by its first words.
+        examples: By cause, the id and text of one of them.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    confidences: list[int] = field(default_factory=lambda: [0] * BINS)
+    causes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, other: Tally) -> None:
+        """Count what the other counted too."""
+        self.rows += other.rows
+        self.errors += other.errors
+        self.labels.update(other.labels)
+        self.confidences = [mine + theirs for mine, theirs in zip(self.confidences, other.confidences, strict=True)]
+        self.causes.update(other.causes)
+        self.examples = {**other.examples, **self.examples}
+
+    def to_json(self) -> str:
+        """For a shard's metadata."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tally:
+        """What `to_json` wrote."""
+        raw = json.loads(text)
+        examples = {cause: (example[0], example[1]) for cause, example in raw["examples"].items()}
+        return cls(raw["rows"], raw["errors"], Counter(raw["labels"]), raw["confidences"], Counter(raw["causes"]),
+                   examples)  # fmt: skip
+
+
+def cause_of(error: str) -> str:
+    """What failures of one kind have in common: the text without the numbers and names in it."""
+    return error.partition(":")[0].partition("(")[0].partition(";")[0].strip()[:80]
+
+
+def tally(items: Sequence[Item], scored: Scored, labels: Sequence[str]) -> Tally:
+    """Count some items."""
+    found = Tally(len(items), sum(error is not None for error in scored.errors))
+    if len(scored.probabilities):
+        found.labels.update(labels[index] for index in scored.probabilities.argmax(axis=1).tolist())
+        confidences = np.clip(scored.probabilities.max(axis=1) * BINS, 0, BINS - 1).astype(int)
+        found.confidences = np.bincount(confidences, minlength=BINS).tolist()
+    for item, error in zip(items, scored.errors, strict=True):
+        if error is not None:
+            cause = cause_of(error)
+            found.causes[cause] += 1
+            found.examples.setdefault(cause, (item.id, error))
+    return found
+
+
+def schema(settings: Settings) -> pa.Schema:
+    """Columns of a shard."""
+    fields = [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("probability", pa.float32()),
+        pa.field("top_labels", pa.list_(pa.string())),
+        pa.field("top_probabilities", pa.list_(pa.float32())),
+        pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("card_digest", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+    kind = pa.binary() if settings.map_form == "png" else pa.list_(pa.list_(pa.float16()))
+    return pa.schema([*fields, *(pa.field(source, kind) for source in settings.maps)])
+
+
+def table(items: Sequence[Item], scored: Scored, labels: Sequence[str], settings: Settings) -> pa.Table:
+    """The rows of some items."""
+    good = np.array([error is None for error in scored.errors], bool)
+    best = np.array([top_k(row, settings.top_k) for row in scored.probabilities], np.intp)
+    best = best.reshape(-1, min(settings.top_k, len(labels)))
+    values = np.take_along_axis(scored.probabilities, best, axis=1)
+    names = pa.array(labels)
+
+    def spread(column: Iterable[object]) -> list[object]:
+        """Of the good items' values a column of all items, None for the others."""
+        source = iter(column)
+        return [next(source) if ok else None for ok in good]
+
+    top = [names.take(pa.array(row)).to_pylist() for row in best]
+    whole: Iterable[object] = scored.probabilities if settings.full else (None for _ in scored.probabilities)
+    columns = {
+        "index": [item.index for item in items],
+        "id": [item.id for item in items],
+        "uri": [item.uri for item in items],
+        "label": spread(row[0] for row in top),
+        "probability": spread(values[:, 0] if len(values) else ()),
+        "top_labels": spread(top),
+        "top_probabilities": spread(values),
+        "probabilities": spread(whole),
+        "model": [settings.model] * len(items),
+        "version": [settings.version] * len(items),
+        "card_digest": [settings.card_digest] * len(items),
+        "error": scored.errors,
+        **{source: spread(_listed(scored.maps[source])) for source in settings.maps},
+    }
+    kinds = schema(settings)
+    return pa.table({name: pa.array(column, kinds.field(name).type) for name, column in columns.items()}, kinds)
+
+
+def _listed(maps: Sequence[object]) -> Iterable[object]:
+    return (list(each) if isinstance(each, np.ndarray) else each for each in maps)
+
+
+class RowDigest:
+    """SHA-256 of rows in order, by every value in them; however they are chunked."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, hashlib._Hash] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        """Take in a table's rows."""
+        for name in rows.column_names:
+            for chunk in rows.column(name).chunks:
+                self._add(name, chunk)
+
+    def _add(self, name: str, values: pa.Array) -> None:
+        present = values.drop_null()
+        self._feed(f"{name} valid", values.is_valid().to_numpy(zero_copy_only=False).tobytes())
+        if pa.types.is_list(values.type):
+            self._feed(f"{name} lengths", pc.list_value_length(present).to_numpy().tobytes())
+            self._add(f"{name} values", present.flatten())
+        elif pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+            self._feed(f"{name} lengths", pc.binary_length(present).to_numpy().tobytes())
+            self._feed(name, b"".join(present.cast(pa.binary()).to_pylist()))
+        else:
+            self._feed(name, present.to_numpy().tobytes())
+
+    def _feed(self, part: str, data: bytes) -> None:
+        self._digests.setdefault(part, hashlib.sha256()).update(data)
+
+    def hex(self) -> str:
+        """Of what was taken in so far."""
+        whole = "".join(f"{part}:{digest.hexdigest()};" for part, digest in sorted(self._digests.items()))
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def shard_metadata(job: Job, shard: int, counted: Tally, digest: str) -> dict[bytes, bytes]:
+    """What a shard says of itself."""
+    words = {"job": job.digest, "shard": shard, "rows_sha256": digest}
+    return {METADATA: json.dumps(words).encode(), b"attnserve.tally": counted.to_json().encode()}
+
+
+def read_metadata(metadata: Mapping[bytes, bytes] | None) -> tuple[dict[str, object], Tally] | None:
+    """The words and the tally of a shard; None where it is none of ours."""
+    try:
+        assert metadata is not None
+        return json.loads(metadata[METADATA]), Tally.from_json(metadata[b"attnserve.tally"].decode())
+    except (AssertionError, KeyError, ValueError, TypeError, IndexError):
+        return None

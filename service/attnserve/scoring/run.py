@@ -1,0 +1,189 @@
+"""Runs a job: lists the input, finds what is left to do, has it scored and written, and sums up.
+
+INPUT -> Listing -> Job -> chunks of the shards that are left -> Workers -> shards in the Store -> Summary
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnserve.client import Client
+from attnserve.cores import available_cores
+from attnserve.decode import DecodeLimits
+from attnserve.errors import AttnserveError, ConfigError
+from attnserve.scoring import embedded, remote, shards
+from attnserve.scoring.inputs import listed
+from attnserve.scoring.job import Job, Settings
+from attnserve.scoring.listing import Listing
+from attnserve.scoring.progress import Progress
+from attnserve.scoring.rows import Tally
+from attnserve.scoring.store import Store, store_of
+from attnserve.scoring.workers import Recipe, Workers
+from attnserve.session import CPU, choose_provider
+
+MIB = 1 << 20
+_CHUNK_BATCHES = 8  # handed to a worker at once: its pipeline fills up and empties once for each
+_MOST_BATCH = 32  # larger ones gain little
+_REMOTE_CHUNK = 128  # all of whose files are held at once
+_REMOTE_WORKERS = 2  # processes that keep streams open: what one client process can send is less than most servers take
+_REMOTE_READERS = 8  # threads of each that wait for files
+
+
+class TooManyErrors(AttnserveError):
+    """More pictures failed than the job may have."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to score, by what, and how; see `attnserve.scoring.score`."""
+
+    input: str
+    output: str
+    model: str
+    version: str = ""
+    target: str | None = None
+    model_repository: str | os.PathLike[str] | None = None
+    top_k: int = 5
+    full_probabilities: bool = True
+    maps: Sequence[str] = ()
+    map_form: str = "png"
+    shard_rows: int = 10_000
+    shard_index: int = 0
+    shard_count: int = 1
+    workers: int = 0
+    batch_size: int = 0
+    provider: str = "auto"
+    priority: int = remote.PRIORITY
+    max_errors: int | None = None
+    patience_s: float = 600.0
+    max_image_bytes: int = 32 * MIB
+    max_image_pixels: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        if (self.target is None) == (self.model_repository is None):
+            raise ConfigError("give --target HOST:PORT or --model-repository DIR, not both: who scores the pictures")
+        if not 0 <= self.shard_index < self.shard_count:
+            raise ConfigError(f"shard_index must be within 0..{self.shard_count - 1}, got {self.shard_index}")
+        for name in ("workers", "batch_size", "max_errors"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass
+class Summary:
+    """What a run did, and what the shards hold by now that it is responsible for.
+
+    Attributes:
+        tally: Of all its shards, those of earlier runs included.
+        scored: Pictures that this run scored.
+        skipped: Pictures in shards that earlier runs had written.
+        seconds: Of this run.
+    """
+
+    job: Job
+    labels: tuple[str, ...]
+    tally: Tally = field(default_factory=Tally)
+    scored: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """Who scores: how scorers are made, how many at once, and how much each is given."""
+
+    settings: Settings
+    labels: tuple[str, ...]
+    recipe: Recipe
+    workers: int
+    chunk: int
+
+
+def run(options: Options, *, quiet: bool = False, stdin: Iterable[str] | None = None) -> Summary:
+    """Score what is left of a job; blocks.
+
+    Raises:
+        ConfigError: The input, the model or the output cannot be used.
+        TooManyErrors: `max_errors` is exceeded; what is written stays, and a run with a higher limit goes on.
+        ClientError: The server was away for longer than `patience_s`.
+        WorkerDied: A picture kills whoever decodes it.
+    """
+    began = time.monotonic()
+    engine = _remote(options) if options.target is not None else _embedded(options)
+    store = store_of(options.output)
+    with tempfile.TemporaryDirectory(prefix="attnserve-score-") as folder:
+        listing = Listing.write(listed(options.input, stdin=stdin), Path(folder, "items"))
+        job = Job(engine.settings, listing.count, listing.digest)
+        store.begin(job)
+        summary = Summary(job, engine.labels)
+        _score(options, engine, store, listing, summary, quiet)
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _score(options: Options, engine: _Engine, store: Store, listing: Listing, summary: Summary, quiet: bool) -> None:
+    job, mine = summary.job, range(options.shard_index, summary.job.shards, options.shard_count)
+    written = shards.done(store, job)
+    for shard in mine:
+        summary.tally.add(written.get(shard, Tally()))
+    summary.skipped = summary.tally.rows
+    left = [shard for shard in mine if shard not in written]
+
+    def heard(part: Tally) -> None:
+        progress.add(part.rows, part.errors)
+        summary.scored += part.rows
+        summary.tally.add(part)
+        if options.max_errors is not None and summary.tally.errors > options.max_errors:
+            raise TooManyErrors(f"more than {options.max_errors} pictures failed (--max-errors)")
+
+    total = sum(len(job.rows_of(shard)) for shard in left)
+    with Progress(total, quiet=quiet) as progress, Workers(engine.recipe, engine.workers) as workers:
+        results = workers.scored(shards.chunks(job, left, listing.items, engine.chunk))
+        for shard in left:
+            shards.write(store, job, shard, engine.labels, results, heard)
+
+
+def _settings(options: Options, version: str, card_digest: str) -> Settings:
+    return Settings(
+        options.model,
+        version,
+        card_digest,
+        options.top_k,
+        options.full_probabilities,
+        options.shard_rows,
+        tuple(dict.fromkeys(options.maps)),
+        options.map_form,
+    )
+
+
+def _embedded(options: Options) -> _Engine:
+    assert options.model_repository is not None
+    repository = Path(options.model_repository)
+    files = embedded.files_of(repository, options.model, options.version)
+    settings = _settings(options, files.key.version, files.card.digest)
+    embedded.check_maps(settings, files.card)
+    batch = options.batch_size or min(files.config.max_batch_size or 1, _MOST_BATCH)
+    on_cpu = choose_provider(options.provider) == CPU
+    workers = options.workers or (available_cores() if on_cpu else 1)
+    readers = 2 if on_cpu else available_cores()  # whose decoding goes on while a batch runs
+    limits = DecodeLimits(options.max_image_bytes, options.max_image_pixels)
+    recipe = embedded.Embedded(repository, settings, options.provider, batch, readers, limits)
+    return _Engine(settings, files.labels, recipe, workers, batch * _CHUNK_BATCHES)
+
+
+def _remote(options: Options) -> _Engine:
+    assert options.target is not None
+    with Client(options.target, client_id=remote.CLIENT_ID) as client:
+        info = client.model(options.model, options.version)
+    settings = _settings(options, info.version, info.card_digest)
+    remote.check_maps(settings, info)
+    recipe = remote.Remote(
+        options.target, settings, len(info.labels), _REMOTE_READERS, options.priority, options.patience_s
+    )
+    chunk = options.batch_size or _REMOTE_CHUNK
+    return _Engine(settings, tuple(info.labels), recipe, options.workers or _REMOTE_WORKERS, chunk)

@@ -1,0 +1,352 @@
+"""`attnserve score` as people run it: right rows, restarts that lose and double nothing, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.testing import assert_allclose
+from tests.scoring.conftest import MODEL, REPOSITORY, score_command
+
+MAPS = "gradcam/last,gradcam/layer3,attention/layer3.1.cbam"
+
+
+@pytest.fixture(scope="module")
+def whole(score, embedded, photos, tmp_path_factory):
+    """The output of a run that nobody disturbed, five shards."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = score(photos, "--output", output, *embedded, "--shard-rows", 50, "--json")
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def expected(test_set):
+    """Probabilities of raw ONNX Runtime."""
+    images = np.repeat(test_set[0][:203, ..., np.newaxis], 3, axis=3)
+    session = onnxruntime.InferenceSession(REPOSITORY / MODEL / "1/model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(["probabilities"], {"images": images})[0]
+
+
+def test_every_picture_has_its_row_with_what_the_network_says_of_it(whole, rows_of, expected, photos):
+    output, _ = whole
+    rows = rows_of(output).to_pylist()
+    labels = (REPOSITORY / MODEL / "labels.txt").read_text().splitlines()
+    assert [row["index"] for row in rows] == list(range(203))
+    for row in rows:
+        index = row["index"]
+        assert (row["id"], row["uri"]) == (f"{index:05d}.png", str(photos / f"{index:05d}.png"))
+        assert (row["model"], row["version"]) == (MODEL, "1")
+        if index in (99, 199):
+            assert row["error"] == "the picture is broken or cut short"
+            assert row["label"] is row["probabilities"] is row["top_labels"] is None
+            continue
+        assert row["error"] is None
+        assert_allclose(row["probabilities"], expected[index], rtol=1e-5, atol=1e-7)
+        assert row["label"] == row["top_labels"][0] == labels[expected[index].argmax()]
+        assert row["probability"] == row["top_probabilities"][0] == max(row["probabilities"])
+    assert sorted(path.name for path in output.iterdir()) == [
+        "job.json", *(f"shard-{number:05d}.parquet" for number in range(5))
+    ]  # fmt: skip
+
+
+def test_the_summary_counts_what_the_rows_say(whole, rows_of):
+    output, summary = whole
+    labels = [label for label in rows_of(output).column("label").to_pylist() if label is not None]
+    assert (summary["pictures"], summary["of"], summary["scored"], summary["skipped"]) == (203, 203, 203, 0)
+    assert (summary["errors"], summary["causes"]) == (2, {"the picture is broken or cut short": 2})
+    assert summary["labels"] == {label: labels.count(label) for label in set(labels)}
+    assert sum(summary["confidences"]) == 201
+
+
+def test_verify_proves_a_whole_output_and_finds_what_is_not(whole, score, tmp_path):
+    output, _ = whole
+    done = score("--verify", output)
+    assert (done.returncode, done.stdout) == (
+        0, f"{output}: 203 of 203 rows are there once and as they were written, 2 of them with an error\n"
+    )  # fmt: skip
+
+    def damaged(change) -> list[str]:
+        copy = tmp_path / change.__name__
+        shutil.copytree(output, copy)
+        change(copy)
+        done = score("--verify", copy, "--json")
+        assert done.returncode == 4, (change, done.stdout)
+        return json.loads(done.stdout)["problems"]
+
+    def rewritten(path, change):
+        with pq.ParquetFile(path) as file:
+            table, words = file.read(), file.metadata.metadata
+        table = change(table).replace_schema_metadata(None)
+        with pq.ParquetWriter(path, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({key: words[key] for key in words if key != b"ARROW:schema"})
+
+    def missing(copy):
+        (copy / "shard-00002.parquet").unlink()
+
+    def stray(copy):
+        shutil.copy(copy / "shard-00001.parquet", copy / "shard-00007.parquet")
+
+    def swapped(copy):
+        shutil.copy(copy / "shard-00001.parquet", copy / "shard-00002.parquet")
+
+    def cut_short(copy):
+        path = copy / "shard-00003.parquet"
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def flipped(copy):
+        path = copy / "shard-00003.parquet"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        path.write_bytes(data)
+
+    def doubled(copy):
+        rewritten(copy / "shard-00000.parquet", lambda table: pa.concat_tables([table, table.slice(49)]))
+
+    def lost(copy):
+        rewritten(copy / "shard-00000.parquet", lambda table: table.slice(0, 49))
+
+    def another_label(copy):
+        def change(table):
+            at = table.schema.get_field_index("label")
+            return table.set_column(at, "label", pa.array(["Bag"] * len(table)))
+
+        rewritten(copy / "shard-00000.parquet", change)
+
+    assert damaged(missing) == ["1 of 5 shards are missing, shard-00002.parquet for one"]
+    assert damaged(stray) == ["shard-00007.parquet is no shard of this job"]
+    assert damaged(swapped) == ["shard-00002.parquet: is no shard of this job"]
+    assert damaged(cut_short)[0].startswith("shard-00003.parquet: cannot be read")
+    assert damaged(flipped)[0].startswith("shard-00003.parquet: ")
+    assert damaged(doubled) == ["shard-00000.parquet: row 50 is not where it belongs"]
+    assert damaged(lost) == ["shard-00000.parquet: has 49 rows, 50 belong there"]
+    assert damaged(another_label) == ["shard-00000.parquet: its rows are not those that were written"]
+
+
+def test_a_second_run_scores_nothing_again(whole, score, embedded, photos, summary_of):
+    output, _ = whole
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    again = summary_of(score(photos, "--output", output, *embedded, "--shard-rows", 50, "--json"))
+    assert (again["scored"], again["skipped"], again["errors"]) == (0, 203, 2)
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+@pytest.mark.parametrize(("flags", "text"), [
+    (["--shard-rows", 40], "shard_rows 40 instead of 50"),
+    (["--top-k", 3], "top_k 3 instead of 5"),
+    (["--maps", "gradcam/last"], r"maps ['gradcam/last'] instead of []"),
+    (["--model", "fashion-mnist-bam"], "model 'fashion-mnist-bam' instead of 'fashion-mnist-cbam'"),
+])  # fmt: skip
+def test_a_run_with_other_settings_does_not_mix_in(whole, score, embedded, photos, flags, text):
+    output, _ = whole
+    done = score(photos, "--output", output, *embedded, "--shard-rows", 50, *flags)
+    assert done.returncode == 1
+    assert text in done.stderr.replace("(", "[").replace(",)", "]").replace(")", "]")
+
+
+def test_a_run_over_another_input_does_not_mix_in(whole, score, embedded, make_photos, tmp_path):
+    output, _ = whole
+    done = score(make_photos(tmp_path / "in", 10), "--output", output, *embedded, "--shard-rows", 50)
+    assert (done.returncode, "another input (10 pictures, it has 203)" in done.stderr) == (1, True)
+
+
+def killed_again_and_again(times: int, arguments: list, seed: int) -> int:
+    """Start the command and kill it, and all its processes, at random moments; returns how often it was still alive."""
+    random.seed(seed)
+    alive = 0
+    for _ in range(times):
+        process = subprocess.Popen(score_command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   start_new_session=True)  # fmt: skip
+        time.sleep(random.uniform(0.5, 4.0))
+        alive += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return alive
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(30, marks=pytest.mark.full)])
+def test_a_run_that_is_killed_and_resumed_leaves_byte_for_byte_the_rows_of_one_that_was_not(
+    score, embedded, make_photos, rows_of, tmp_path, summary_of, times
+):
+    photos = make_photos(tmp_path / "in", 1000 * times, broken=333)
+    arguments = [photos, *embedded, "--shard-rows", 300, "--output"]
+    assert killed_again_and_again(times, [*arguments, tmp_path / "killed"], times) > times / 2
+    resumed = summary_of(score(*arguments, tmp_path / "killed", "--json"))
+    undisturbed = summary_of(score(*arguments, tmp_path / "whole", "--json"))
+    assert resumed["labels"] == undisturbed["labels"]
+    assert resumed["errors"] == undisturbed["errors"] == 1000 * times // 333
+    killed, whole = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")
+    assert killed.equals(whole)
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    assert score("--verify", tmp_path / "killed").returncode == 0
+
+
+def test_runs_that_share_an_output_do_a_share_each(score, embedded, photos, whole, rows_of, tmp_path, summary_of):
+    arguments = [photos, "--output", tmp_path, *embedded, "--shard-rows", 50, "--json", "--shard-count", 2]
+    first = summary_of(score(*arguments, env={**os.environ, "JOB_COMPLETION_INDEX": "0"}))
+    assert (first["scored"], first["pictures"]) == (103, 103)  # the first, third and fifth
+    assert score("--verify", tmp_path).returncode == 4
+    second = summary_of(score(*arguments, "--shard-index", 1))
+    assert second["scored"] == 100
+    assert rows_of(tmp_path).equals(rows_of(whole[0]))
+    assert score("--verify", tmp_path).returncode == 0
+
+
+def test_maps_come_as_columns_as_the_server_gives_them(
+    score, embedded, make_photos, rows_of, tmp_path, client, summary_of
+):
+    photos = make_photos(tmp_path / "in", 5)
+    flags = [*embedded, "--maps", MAPS, "--map-form"]
+    for form in ("png", "float16"):
+        summary_of(score(photos, "--output", tmp_path / form, *flags, form, "--json"))
+    raw, drawn = rows_of(tmp_path / "float16").to_pylist(), rows_of(tmp_path / "png").to_pylist()
+    from attnserve.client import Explain, MapStyle
+
+    asked = {"model": MODEL, "attention": "summary", "sites": ["layer3.1.cbam"], "explain": Explain(["last", "layer3"])}
+    paths = [photos / f"{number:05d}.png" for number in range(5)]
+    answers = client.classify(paths, **asked)
+    pictures = client.classify(paths, **asked, maps=MapStyle("heatmap"))
+    for row, picture, answer, shown in zip(raw, drawn, answers, pictures, strict=True):
+        for found, values in zip(answer.explanations, ("gradcam/last", "gradcam/layer3"), strict=True):
+            assert_allclose(row[values], found.map.values, rtol=2e-3, atol=1e-4)
+        assert_allclose(row["attention/layer3.1.cbam"], answer.attention[0].spatial.values, rtol=2e-3, atol=1e-4)
+        assert picture["gradcam/last"] == shown.explanations[0].map.png
+        assert picture["attention/layer3.1.cbam"] == shown.attention[0].spatial.png
+
+
+def test_a_server_scores_what_the_command_scores_itself(score, server, photos, whole, rows_of, tmp_path, summary_of):
+    done = score(photos, "--output", tmp_path, "--model", MODEL, "--target", server.grpc, "--shard-rows", 50, "--json")
+    assert summary_of(done)["errors"] == 2
+    by_server, by_itself = rows_of(tmp_path), rows_of(whole[0])
+    for column in ("index", "id", "uri", "label", "model", "version", "card_digest", "error"):
+        assert by_server.column(column).equals(by_itself.column(column)), column
+    for mine, theirs in zip(
+        *(rows.column("probabilities").to_pylist() for rows in (by_server, by_itself)), strict=True
+    ):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_is_lost_while_the_server_restarts(score, server_process, make_photos, tmp_path):
+    photos = make_photos(tmp_path / "in", 3000)
+    server = server_process()
+    address = server.grpc
+    command = score_command(photos, "--output", tmp_path / "out", "--model", MODEL, "--target", address,
+                            "--shard-rows", 100, "--json")  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        restarts = 0
+        while job.poll() is None and restarts < 3:
+            time.sleep(1)
+            server.kill() if restarts == 1 else server.stop()
+            server = server_process("--grpc-address", address)
+            restarts += 1
+        out, error = job.communicate(timeout=120)
+    server.stop()
+    assert job.returncode == 0, error
+    assert restarts >= 2
+    summary = json.loads(out)
+    assert (summary["pictures"], summary["errors"]) == (3000, 0)
+    assert score("--verify", tmp_path / "out").returncode == 0
+
+
+def test_a_server_that_stays_away_stops_the_job_which_goes_on_later(
+    score, server_process, photos, tmp_path, summary_of
+):
+    server = server_process()
+    arguments = [photos, "--output", tmp_path, "--model", MODEL, "--target", server.grpc, "--shard-rows", 50]
+    server.stop()
+    gone = score(*arguments, "--patience-s", 1)
+    assert gone.returncode == 5, gone.stderr
+    assert "the same command goes on from here" in gone.stderr
+    server = server_process("--grpc-address", server.grpc)
+    assert summary_of(score(*arguments, "--json"))["pictures"] == 203
+    server.stop()
+
+
+def test_max_errors_stops_and_a_higher_one_goes_on(score, embedded, photos, tmp_path, summary_of):
+    arguments = [photos, "--output", tmp_path, *embedded, "--shard-rows", 50]
+    stopped = score(*arguments, "--max-errors", 1)
+    assert (stopped.returncode, "more than 1 pictures failed" in stopped.stderr) == (3, True)
+    assert 0 < len(list(tmp_path.glob("*.parquet"))) < 5
+    resumed = summary_of(score(*arguments, "--max-errors", 2, "--json"))
+    assert (resumed["pictures"], resumed["errors"]) == (203, 2)
+
+
+@pytest.mark.parametrize(("flags", "text"), [
+    ([], "needs INPUT, --output, --model"),
+    (["{photos}", "--output", "{out}", "--model", MODEL], "give --target HOST:PORT or --model-repository DIR"),
+    (["{photos}", "--output", "{out}", "--model", "none", "--model-repository", "{repository}"], "has no 'none'"),
+    (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--version", "7"],
+     "has no version '7'"),
+    (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--maps", "gradcam/x"],
+     "--maps: unknown 'gradcam/x'; fashion-mnist-cbam has attention/layer1.0.cbam"),
+    (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--shard-index", "2",
+      "--shard-count", "2"], "shard_index must be within 0..1, got 2"),
+    (["nowhere", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}"], "nowhere"),
+])  # fmt: skip
+def test_what_cannot_be_begun_is_one_line_and_writes_nothing(score, photos, tmp_path, flags, text):
+    names = {"photos": photos, "out": tmp_path / "out", "repository": REPOSITORY}
+    done = score(*(str(flag).format(**names) for flag in flags))
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(score, embedded, photos, tmp_path, summary_of):
+    import resource
+
+    arguments = [photos, "--output", tmp_path, *embedded, "--shard-rows", 50]
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing says "File too large", as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+    full = score(*arguments, preexec_fn=small_files)
+    assert full.returncode == 1
+    assert "File too large" in full.stderr
+    assert not list(tmp_path.glob("*.parquet"))
+    assert summary_of(score(*arguments, "--json"))["pictures"] == 203
+
+
+def running_in(group: int) -> list[str]:
+    """Command lines of a process group's members, but for zombies, which have none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(folder.name)) == group and (line := (folder / "cmdline").read_text()):
+                found.append(line)
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+    return found
+
+
+def test_ctrl_c_ends_the_run_and_its_workers(score, embedded, make_photos, tmp_path, summary_of):
+    photos = make_photos(tmp_path / "in", 3000)
+    arguments = [photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 300]
+    process = subprocess.Popen(score_command(*arguments), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*.parquet")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr.read().splitlines()[-1] == "attnserve score: interrupted"
+    process.stderr.close()
+    assert running_in(process.pid) == []
+    assert summary_of(score(*arguments, "--json"))["pictures"] == 3000

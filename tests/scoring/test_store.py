@@ -1,0 +1,88 @@
+"""Files of an output appear whole or not at all, in a folder and in an object store."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from attnserve.errors import ConfigError
+from attnserve.scoring.job import Job, Settings
+from attnserve.scoring.store import store_of
+
+JOB = Job(Settings("net", "1", "c0ffee"), 25, "abc")
+OTHER = Job(Settings("net", "2", "c0ffee"), 25, "abc")
+
+
+@pytest.fixture(params=["folder", "memory"])
+def place(request, tmp_path):
+    return str(tmp_path / "out") if request.param == "folder" else f"memory://{uuid.uuid4().hex}/out"
+
+
+def test_a_file_is_there_once_its_block_has_ended(place):
+    store = store_of(place)
+    with store.written("a") as path:
+        path.write_bytes(b"first")
+        assert store.names() == []
+    assert store.names() == ["a"]
+    with store.open("a") as file:
+        assert file.read() == b"first"
+
+
+def test_a_block_that_fails_leaves_nothing_and_what_was_there_before(place):
+    store = store_of(place)
+    with store.written("a") as path:
+        path.write_bytes(b"first")
+
+    def fail() -> None:
+        with store.written("a") as path:
+            path.write_bytes(b"second")
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
+    with store.open("a") as file:
+        assert file.read() == b"first"
+    assert store.names() == ["a"]
+
+
+def test_a_job_is_begun_once_and_found_again_and_no_other_gets_in(place):
+    store = store_of(place)
+    assert store.job() is None
+    store.begin(JOB)
+    store_of(place).begin(JOB)
+    assert store.job() == JOB
+    with pytest.raises(ConfigError, match=r"another job: version '2' instead of '1'\. Choose another folder"):
+        store.begin(OTHER)
+
+
+def test_a_place_with_other_peoples_parquet_is_refused(place):
+    store = store_of(place)
+    with store.written("mine.parquet") as path:
+        path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"holds mine\.parquet and no job\.json"):
+        store.begin(JOB)
+
+
+def test_what_a_killed_run_of_this_machine_left_is_removed_and_nobody_elses(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    here = socket.gethostname()
+    kept = [f".part-a-elsewhere-{gone.stdout.strip()}", f".part-a-{here}-{os.getpid()}", ".hidden"]
+    for name in [*kept, f".part-a-{here}-{gone.stdout.strip()}"]:
+        (tmp_path / name).touch()
+    store_of(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_an_output_that_is_a_file_and_a_url_without_a_driver_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--output"):
+        store_of(str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="--output: nosuch://x: Protocol not known"):
+        store_of("nosuch://x")
