@@ -40,10 +40,13 @@ class Trimmer:
         self._pending = False
 
     def on_idle(self) -> None:
-        """The last call has its answer; returns at once."""
+        """The last call has its answer; returns at once. From any thread."""
         if not self._pending:
             self._pending = True
-            self._loop.call_later(CALM_S, self._look)
+            self._loop.call_soon_threadsafe(self._wait)
+
+    def _wait(self) -> None:
+        self._loop.call_later(CALM_S, self._look)
 
     def _look(self) -> None:
         self._pending = False

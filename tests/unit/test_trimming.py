@@ -18,6 +18,9 @@ class Loop:
         self.timers: list[tuple[float, object]] = []
         self.jobs: list[tuple[object, Future[None]]] = []
 
+    def call_soon_threadsafe(self, callback):
+        callback()
+
     def call_later(self, delay_s, callback):
         self.timers.append((delay_s, callback))
 

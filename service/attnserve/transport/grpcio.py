@@ -7,38 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import math
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import grpc
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
-from attnserve.correlation import REQUEST_ID, RequestIds
 from attnserve.errors import AttnserveError, ConfigError, InvalidArgument, Unavailable
 from attnserve.guard import guarded
 from attnserve.handlers.table import Method
+from attnserve.transport.calls import FLUSH_S, Calls, status_of
 from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import server_options
 from attnserve.transport.stream_window import Answer, Begun, StreamWindow
-
-log = logging.getLogger(__name__)
-
-CLIENT_ID = "x-client-id"  # metadata by which a caller says who it is
-_LONGEST_CLIENT_ID = 256
-_FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before idle streams are cut
-_CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
-_LONGEST_LINGER_S = 2.0  # some callers never stop calling
 
 
 class GrpcioTransport:
@@ -62,15 +50,10 @@ class GrpcioTransport:
         on_idle: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._listener = listener
+        loop = asyncio.get_running_loop()
         self._on_idle = on_idle
-        self._clock = clock
-        self._inbox = LoopInbox(asyncio.get_running_loop())
-        self._request_ids = RequestIds()
-        self._open_calls = 0
-        self._begun_calls = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._inbox = LoopInbox(loop)
+        self._calls = Calls(self._inbox, listener, on_idle=on_idle, clock=clock, loop=loop)
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
         self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
@@ -82,11 +65,14 @@ class GrpcioTransport:
     @property
     def open_calls(self) -> int:
         """Requests begun and not yet answered; any thread may read it."""
-        return self._open_calls
+        return self._calls.open_calls
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port bound. Raises `ConfigError` where the address cannot be had."""
-        address = joined_address(host, port)
+        return await self.listen(joined_address(host, port))
+
+    async def listen(self, address: str) -> int:
+        """`start` on an address as gRPC writes it, `unix:PATH` for a socket file."""
         try:
             bound: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -125,28 +111,10 @@ class GrpcioTransport:
         self._health.end_watches()
         for reader in list(self._readers):
             reader.cancel()
-        in_time = await self._quiet_within(timeout_s)
-        if not in_time:
-            fail_rest()
-            await self._quiet_within(_FLUSH_S)
-        await self._linger()
-        await self._server.stop(_FLUSH_S)
+        in_time = await self._calls.finish(timeout_s, fail_rest)
+        await self._calls.linger()
+        await self._server.stop(FLUSH_S)
         return in_time
-
-    async def _quiet_within(self, timeout_s: float) -> bool:
-        try:
-            await asyncio.wait_for(self._quiet.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
-
-    async def _linger(self) -> None:
-        """Wait until no call has come for `_CALM_S`, at most `_LONGEST_LINGER_S`."""
-        end = self._clock() + _LONGEST_LINGER_S
-        begun = -1
-        while begun != self._begun_calls and self._clock() < end:
-            begun = self._begun_calls
-            await asyncio.sleep(_CALM_S)
 
     def _add_methods(self, methods: Sequence[Method]) -> None:
         by_service = {name: list(group) for name, group in groupby(methods, key=lambda method: method.service)}
@@ -211,7 +179,9 @@ class GrpcioTransport:
         finally:
             reader.cancel()
             window.cancel()
-            if not self._open_calls:  # the replies that nobody read are free now, and were not when the last call ended
+            if (
+                not self._calls.open_calls
+            ):  # the replies that nobody read are free now, and were not when the last call ended
                 self._on_idle()
         if self._draining:
             await _abort(context, Unavailable("the server is shutting down"))
@@ -242,41 +212,20 @@ class GrpcioTransport:
     ) -> tuple[Call, asyncio.Future[Answer]]:
         """Start one request; the future gets its answer, and the drain waits for it."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        remaining_s = context.time_remaining()
-        metadata = context.invocation_metadata() or ()
-        request_id, trace = self._request_ids.of(metadata)
-        call = Call(
+        call = self._calls.open(
             method.name,
-            deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
-            client=_client_of(metadata) or str(context.peer()),
-            inbox=self._inbox,
-            listener=self._listener,
-            clock=self._clock,
-            answer=lambda message, error: self._end(answered, message, error),
-            request_id=request_id,
-            trace=trace,
+            lambda message, error: self._end(answered, message, error),
+            metadata=context.invocation_metadata() or (),
+            peer=str(context.peer()),
+            remaining_s=context.time_remaining(),
         )
-        self._open_calls += 1
-        self._begun_calls += 1
-        self._quiet.clear()
         guarded(call, method.begin, request, call)
         return call, answered
 
     def _end(self, answered: asyncio.Future[Answer], message: Any, error: AttnserveError | None) -> None:
-        self._open_calls -= 1
-        if not self._open_calls:
-            self._quiet.set()
-            self._on_idle()
+        self._calls.ended()
         if not answered.done():  # else the caller went away, and its task was cancelled
             answered.set_result((message, error))
-
-
-def _client_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """What the caller calls itself; empty where it does not."""
-    for key, value in metadata:
-        if key == CLIENT_ID and isinstance(value, str):
-            return value[:_LONGEST_CLIENT_ID]
-    return ""
 
 
 def check_free(host: str, port: int) -> None:
@@ -303,14 +252,5 @@ def _caller_may_be_gone() -> Iterator[None]:
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AttnserveError, request_id: str = "") -> None:
     """End the call with the error's status and the request's id; with RetryInfo where trying again makes sense."""
-    code = grpc.StatusCode[error.status]
-    message = str(error)
-    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, request_id)] if request_id else []
-    if error.retry_after_s is not None:
-        retry = duration_pb2.Duration()
-        retry.FromNanoseconds(int(error.retry_after_s * 1e9))
-        status = status_pb2.Status(code=code.value[0], message=message)
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=retry))
-        trailing.append(("grpc-status-details-bin", status.SerializeToString()))
     with _caller_may_be_gone():
-        await context.abort(code, message, tuple(trailing))
+        await context.abort(*status_of(error, request_id))
