@@ -11,20 +11,18 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
 
 from attnserve.contract import Call, ModelKey
-from attnserve.distribution import Distribution
+from attnserve.distribution import Distribution, Tally
 from attnserve.models import Model
 from attnserve.statistics import Statistics
 from attnserve.triton_metrics import TritonMetrics
@@ -45,24 +43,6 @@ _MODEL = ("model", "version")
 _OUTCOMES = {"OK": "served", "RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
 
 
-class _Children(dict[tuple[str, ...], Any]):
-    """A metric's children by their label values, for the hot path: `labels()` converts and locks each time."""
-
-    def __init__(self, metric: Counter | Histogram, at: int = 0) -> None:
-        super().__init__()
-        self._metric = metric
-        self._at = at  # where model and version stand among the labels
-
-    def forget(self, model: ModelKey) -> None:
-        """Drop the version's children; the next use of one makes a new one."""
-        for labels in [each for each in list(self) if each[self._at : self._at + 2] == model]:
-            self.pop(labels, None)
-
-    def __missing__(self, labels: tuple[str, ...]) -> Any:
-        child = self[labels] = self._metric.labels(*labels)
-        return child
-
-
 class Metrics:
     """All metrics of one server. Any thread may call it.
 
@@ -80,19 +60,17 @@ class Metrics:
         self._of_models()
         self._statistics = statistics
         self._triton = TritonMetrics(statistics, self.registry)
-        self._requests, self._images = _Children(self.requests, at=1), _Children(self.images)
-        self._duration, self._stage = _Children(self.request_duration, at=1), _Children(self.stage_duration)
-        self._batch_size, self._batch_duration = _Children(self.batch_size), _Children(self.batch_duration)
-        self._depth, self._levels = _Children(self.queue_depth), _Children(self.level_images)
         self._lock = threading.Lock()
         self._loaded: set[ModelKey] = set()
         self._gone: dict[ModelKey, None] = {}  # those that have series and are not loaded, the longest first
 
     def _of_requests(self) -> None:
-        counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
-        self.requests = counter(
-            "attnserve_requests_total", "Requests answered, by gRPC status code.", ("method", *_MODEL, "code")
+        histogram = partial(Distribution, bounds=SECONDS, registry=self.registry)
+        self.requests = Tally(
+            "attnserve_requests_total",
+            "Requests answered, by gRPC status code.",
+            ("method", *_MODEL, "code"),
+            registry=self.registry,
         )
         self.request_duration = histogram(
             "attnserve_request_duration_seconds",
@@ -105,10 +83,11 @@ class Metrics:
             "postprocess.",
             (*_MODEL, "stage"),
         )
-        self.deadline_misses = counter(
+        self.deadline_misses = Counter(
             "attnserve_deadline_misses_total",
             "Requests not answered by their deadline: late (answered after it) or expired (given up for it).",
             (*_MODEL, "outcome"),
+            registry=self.registry,
         )
         self.inflight = Gauge(
             "attnserve_inflight_requests", "Requests begun and not yet answered.", registry=self.registry
@@ -116,18 +95,18 @@ class Metrics:
 
     def _of_batches_and_queues(self) -> None:
         gauge = partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
+        histogram = partial(Distribution, registry=self.registry)
         self.batch_size = histogram(
-            "attnserve_batch_size", "Images in a batch that a worker ran.", _MODEL, buckets=SIZES
+            "attnserve_batch_size", "Images in a batch that a worker ran.", _MODEL, bounds=SIZES
         )
         self.batch_duration = histogram(
-            "attnserve_batch_duration_seconds", "Time of one run of the engine.", _MODEL, buckets=SECONDS
+            "attnserve_batch_duration_seconds", "Time of one run of the engine.", _MODEL, bounds=SECONDS
         )
         self.queue_depth = histogram(
             "attnserve_queue_depth_images",
             "Images that still waited when a worker had taken a batch.",
             _MODEL,
-            buckets=DEPTHS,
+            bounds=DEPTHS,
         )
         self.drops = Counter(
             "attnserve_dropped_images_total",
@@ -144,7 +123,7 @@ class Metrics:
         )
 
     def _of_answers(self) -> None:
-        counter = partial(Counter, registry=self.registry)
+        counter = partial(Tally, registry=self.registry)
         self.images = counter("attnserve_images_total", "Images classified.", _MODEL)
         self.level_images = counter(
             "attnserve_priority_images_total",
@@ -249,27 +228,26 @@ class Metrics:
             self._forget(oldest)
 
     def _forget(self, model: ModelKey) -> None:
-        children = (self._requests, self._images, self._duration, self._stage, self._batch_size, self._batch_duration,
-                    self._depth, self._levels)  # fmt: skip
-        for each in children:
-            each.forget(model)
         labels = {"model": model.name, "version": model.version}
-        for metric in (self.requests, self.images, self.request_duration, self.stage_duration, self.batch_size,
-                       self.batch_duration, self.queue_depth, self.level_images, self.deadline_misses, self.drops,
-                       self.load_failures):  # fmt: skip
+        for metric in (self.deadline_misses, self.drops, self.load_failures):
             metric.remove_by_labels(labels)
-        for distribution in (self.confidence, self.entropy):
+        for distribution in (self.stage_duration, self.batch_size, self.batch_duration, self.queue_depth,
+                             self.confidence, self.entropy):  # fmt: skip
             distribution.forget(model)
+        for tally in (self.images, self.level_images):
+            tally.forget(model)
+        self.requests.forget(model, at=1)  # the method comes first
+        self.request_duration.forget(model, at=1)
         self._statistics.forget(model)
 
     def batch_started(self, model: ModelKey, rows: int, waiting: int) -> None:  # noqa: ARG002
         """Note how deep the queue is; scrapes alone would miss every burst between two of them."""
-        self._depth[model].observe(waiting)
+        self.queue_depth.observe(model, waiting)
 
     def batch_finished(self, model: ModelKey, rows: int, infer_s: float) -> None:
         """Count a batch."""
-        self._batch_size[model].observe(rows)
-        self._batch_duration[model].observe(infer_s)
+        self.batch_size.observe(model, rows)
+        self.batch_duration.observe(model, infer_s)
 
     def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
         """Count images that were not run."""
@@ -278,25 +256,25 @@ class Metrics:
     def call_finished(self, call: Call) -> None:
         """Count an answer; durations only of requests that a model answered."""
         model, code = call.model, call.code or ""
-        self._requests[(call.method, *(model or ("", "")), code)].inc()
+        self.requests.add((call.method, *(model or ("", "")), code))
         if model is None:
             return
         outcome = _OUTCOMES.get(code)
         if outcome is not None:  # of others the class may be any number that the caller wrote
-            self._levels[(*model, str(call.level), outcome)].inc(call.images)
+            self.level_images.add((*model, str(call.level), outcome), call.images)
         if code == "DEADLINE_EXCEEDED":
             self.deadline_misses.labels(*model, "expired").inc()
         elif code == "OK":
             self._answered(call, model)
 
     def _answered(self, call: Call, model: ModelKey) -> None:
-        self._images[model].inc(call.images)
+        self.images.add(model, call.images)
         trace = call.trace
         exemplar = {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
-        self._duration[(call.method, *model)].observe(call.total_s, exemplar)
+        self.request_duration.observe((call.method, *model), call.total_s, exemplar)
         for stage, seconds in call.timings.stages():
             if seconds:  # it happened
-                self._stage[(*model, stage)].observe(seconds)
+                self.stage_duration.observe((*model, stage), seconds)
         if call.started_at + call.total_s > call.deadline:
             self.deadline_misses.labels(*model, "late").inc()
         if call.confidences is not None:

@@ -17,7 +17,7 @@ import pytest
 from attnserve import gpu_metrics, triton_metrics
 from attnserve.cli import build_parser
 from attnserve.config import ServeConfig, shown
-from attnserve.distribution import Distribution
+from attnserve.distribution import Distribution, Tally
 from attnserve.metrics import Metrics
 from attnserve.statistics import Statistics
 
@@ -43,8 +43,9 @@ def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
     for name, kind, text, labels in (*triton_metrics.DESCRIBED, *gpu_metrics.DESCRIBED):
         found[name] = [kind, ", ".join(labels), text]
     for metric in vars(Metrics(Statistics())).values():
-        if isinstance(metric, Distribution):
-            found[metric.name] = ["histogram", ", ".join(metric.labelnames), metric.documentation]
+        if isinstance(metric, Distribution | Tally):
+            kind = "histogram" if isinstance(metric, Distribution) else "counter"
+            found[metric.name] = [kind, ", ".join(metric.labelnames), metric.documentation]
         elif hasattr(metric, "_labelnames"):
             suffix = "_total" if metric._type == "counter" else ""
             labels = ", ".join(metric._labelnames)
