@@ -73,13 +73,14 @@ class BatchQueue(Generic[W]):
         self._orders = itertools.count()
         self._entries: dict[int, W] = {}  # those that wait, by number, in the order of arrival
         self._deadlines: list[tuple[float, int]] = []  # a heap, some of it of entries that left
+        self._rows = 0
         self._launches = 0
         self._last_launch = [0] * policy.levels  # its number, of each class
 
     @property
     def rows(self) -> int:
         """Images that wait; those that were cancelled meanwhile, but not discarded, count until `take` finds them."""
-        return sum(each.rows for each in self._classes)
+        return self._rows
 
     @property
     def entries(self) -> int:
@@ -108,6 +109,7 @@ class BatchQueue(Generic[W]):
             self._deadlines = [item for item in self._deadlines if item[1] in self._entries]
             heapify(self._deadlines)
         heappush(self._deadlines, (entry.deadline, entry.order))
+        self._rows += entry.waiting
         self._classes[entry.level - 1].put(entry, now)
 
     def rows_ahead(self, client: str, level: int, rows: int) -> int:
@@ -116,7 +118,7 @@ class BatchQueue(Generic[W]):
         Without what ageing lends to lower classes: about a turn of each of their clients in `ageing_s`.
         """
         level = min(max(level, 1), len(self._classes))
-        higher = sum(each.rows for each in self._classes[: level - 1])
+        higher = sum(each.rows for each in self._classes[: level - 1]) if level > 1 else 0
         return higher + self._classes[level - 1].rows_ahead(client, rows)
 
     def ready_at(self, now: float) -> float:
@@ -184,13 +186,19 @@ class BatchQueue(Generic[W]):
 
     def _next(self, dropped: list[W], now: float) -> W | None:
         """Whose rows go next; drops what was cancelled on the way."""
-        while queued := [at for at, each in enumerate(self._classes) if each.rows]:
-            first = min(queued, key=lambda at: (self._lifted(at, now), self._last_launch[at]))
-            found = self._classes[first].peek()
+        while self._rows:
+            found = self._classes[self._first(now)].peek()
             if found is None or not found.cancelled:
                 return found
             self._drop(found, Cancelled("the caller went away"), dropped)
         return None
+
+    def _first(self, now: float) -> int:
+        """Index of the class whose turn it is; some row must wait."""
+        queued = [at for at, each in enumerate(self._classes) if each.rows]
+        if len(queued) == 1:
+            return queued[0]
+        return min(queued, key=lambda at: (self._lifted(at, now), self._last_launch[at]))
 
     def _lifted(self, at: int, now: float) -> int:
         """Index of the class with which the class at that index, in which rows wait, is level by now."""
@@ -198,13 +206,15 @@ class BatchQueue(Generic[W]):
 
     def _launch(self, entry: W, most: int, slices: list[Slice[W]], now: float) -> int:
         """Launch at most so many rows of the entry; returns how many."""
-        count = min(entry.waiting, most)
+        waiting = entry.waiting
+        count = min(waiting, most)
         start, entry.taken = entry.taken, entry.taken + count
         entry.outstanding += count
         self._classes[entry.level - 1].charge(entry, count, now)
+        self._rows -= count
         self._launches += 1
         self._last_launch[entry.level - 1] = self._launches
-        if not entry.waiting:
+        if count == waiting:
             del self._entries[entry.order]
         if slices and slices[-1].entry is entry:
             start = slices.pop().start
@@ -255,4 +265,5 @@ class BatchQueue(Generic[W]):
     def _leave(self, entry: W) -> None:
         """Take out an entry's waiting rows."""
         del self._entries[entry.order]
+        self._rows -= entry.waiting
         self._classes[entry.level - 1].discard(entry)

@@ -88,8 +88,9 @@ class FairQueue(Generic[W]):
             line.served = max(line.served, self._served)
         self._entries[entry.order] = entry
         heappush(line.entries, (entry.deadline, entry.order))
-        line.rows += entry.waiting
-        self.rows += entry.waiting
+        waiting = entry.waiting
+        line.rows += waiting
+        self.rows += waiting
         self._give_turn(line)
 
     def peek(self) -> W | None:

@@ -189,7 +189,7 @@ class Pipeline:
             call.fail(entry.error or Internal("inference failed"))
             return
         probabilities = entry.result.get("probabilities")
-        if probabilities is not None and not np.isfinite(probabilities).all():
+        if probabilities is not None and not np.logical_and.reduce(np.isfinite(probabilities), axis=None):
             log.error("model %s version %s: probabilities that are not finite", *model.key, extra=call_fields(call))
             call.fail(Internal("the model's probabilities for this picture are not finite"))
             return
@@ -204,13 +204,14 @@ class Pipeline:
         wish: Wish | None,
         result: Outputs,
     ) -> None:
+        if wish is None:
+            self._conclude(model, call, result, partial(finish, result, []))
+            return
+
         def explained(found: list[Explained]) -> None:
             self._conclude(model, call, result, partial(finish, result, found))
 
-        if wish is None:
-            explained([])
-        else:
-            model.explainers.explain(wish, images, result, call, explained)
+        model.explainers.explain(wish, images, result, call, explained)
 
     def _conclude(self, model: Model, call: Call, result: Outputs, make: Callable[[], object]) -> None:
         """Make the message, here or where there is time to draw it, and reply."""

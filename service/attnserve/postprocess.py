@@ -10,6 +10,10 @@ Float32 = NDArray[np.float32]
 
 def top_k(probabilities: Float32, k: int) -> NDArray[np.intp]:
     """Indices of the k largest of (K,) probabilities, best first, ties by index; all for k = 0 or k > K."""
+    if k == 1:
+        best = probabilities.argmax()
+        if probabilities[best] == probabilities[best]:  # argmax takes NaN for the largest, sorting for the smallest
+            return np.asarray([best])
     order = np.argsort(-probabilities, kind="stable")
     return order[:k] if k else order
 

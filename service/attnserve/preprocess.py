@@ -5,7 +5,7 @@ Pure functions over Pillow images and numpy arrays; knows nothing of requests, q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ _RESAMPLING = {
 _THIN = 16  # sides of a picture that is mostly outside its centre crop
 
 
-@dataclass(frozen=True)
-class CropBox:
+class CropBox(NamedTuple):
     """The part of the upright original picture that the model sees, in its pixels (may be fractional)."""
 
     left: float

@@ -98,7 +98,7 @@ class Scheduler:
         with self._lock:
             limit, table = self._queue.limit, self._queue.table
             total = self._queue.rows_ahead(client, level, rows) + rows
-            free = sorted(max(0.0, self._ends.get(worker, 0.0) - now) for worker in self._workers)
+            free = sorted([max(0.0, self._ends.get(worker, 0.0) - now) for worker in self._workers])
         rounds, turn = divmod((total - 1) // limit, len(free))  # of the batch that holds the last image
         return Estimate(free[turn] + rounds * table.predicted_s(limit), table.predicted_s(min(limit, total)))
 
@@ -120,7 +120,8 @@ class Scheduler:
             if self._closed:
                 raise Unavailable(f"model {self.model.name!r} version {self.model.version} is shutting down")
             self._queue.put(entry, self._clock())
-            self._filled.notify(min(entry.rows, len(self._workers)))
+            if self._idle:  # else nobody waits, and who comes looks first
+                self._filled.notify(min(entry.rows, self._idle))
 
     def close(self) -> None:
         """Stop the workers after their present batch, and wait for that; what is queued fails with `Unavailable`."""

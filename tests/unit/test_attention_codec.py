@@ -321,6 +321,11 @@ def test_the_bytes_of_a_reply_are_known_before_anything_is_run(form, level, expe
     asked = wish(layers=["last", "layer3"], top_k=2)
     assert reply_bytes(request, EXPLAINED, [CBAM, ADD], asked) == 5 * expected
     assert reply_bytes(request, EXPLAINED, [], None) == 0
+    without_sites, without_wish = (
+        reply_bytes(request, EXPLAINED, [], asked),
+        reply_bytes(request, EXPLAINED, [CBAM, ADD], None),
+    )
+    assert without_sites + without_wish == 5 * expected
 
 
 def test_explanations_come_by_layer_and_then_by_class():

@@ -23,6 +23,11 @@ def test_the_best_come_first(k, best):
     assert top_k(scores(0.3, 0.0, 0.6, 0.1), k).tolist() == best
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_is_no_number_comes_last(k):
+    assert top_k(scores(0.3, np.nan, 0.6), k).tolist() == [2, 0][:k]
+
+
 def test_ties_are_broken_by_index():
     assert top_k(scores(0.1, 0.4, 0.1, 0.4), 0).tolist() == [1, 3, 0, 2]
     assert top_k(scores(0.25, 0.25, 0.25, 0.25), 3).tolist() == [0, 1, 2]

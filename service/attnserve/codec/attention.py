@@ -74,6 +74,8 @@ def sites_of(options: pb.AttentionOptions, available: Sequence[Site]) -> list[Si
 
 def outputs_for(sites: Sequence[Site], wish: Wish | None = None) -> list[str]:
     """Graph outputs that answer a request: the probabilities, each site's branches, and what the wish needs."""
+    if not sites and wish is None:
+        return ["probabilities"]
     branches = [name for site in sites for name in (site.spatial, site.channel) if name]
     return list(dict.fromkeys(["probabilities", *branches, *(wish.outputs if wish else ())]))
 
@@ -114,6 +116,8 @@ def wish_of(request: pb.ClassifyRequest, card: Card, max_rows: int) -> Wish | No
 
 def reply_bytes(request: pb.ClassifyRequest, card: Card, sites: Sequence[Site], wish: Wish | None) -> int:
     """Bytes of the maps in the reply, about; drawn ones as if PNG saved nothing."""
+    if not sites and wish is None:
+        return 0
     style, view = style_of(request.maps), card.preprocessing
     per_pixel: dict[int, int] = {pb.MAP_FORM_RAW: 0, pb.MAP_FORM_NORMALISED: 4}
     drawn = per_pixel.get(style.form, 3) * view.height * view.width
@@ -139,7 +143,7 @@ class ImageResults:
         request: pb.ClassifyRequest,
         sites: Sequence[Site],
     ) -> None:
-        entropies = drift.row_entropies(sites, result)
+        entropies = drift.row_entropies(sites, result) if sites else {}
         full = request.attention.level == pb.ATTENTION_LEVEL_FULL
         self._pictures = pictures
         self._probabilities = result["probabilities"]  # (N, K) float32
@@ -153,13 +157,14 @@ class ImageResults:
         """That for one picture; may be called from several threads at a time."""
         picture, probabilities, labels, style = self._pictures[row], self._probabilities[row], self._labels, self._style
         box = picture.box
-        return pb.ImageResult(
+        best = top_k(probabilities, self._top_k)
+        return pb.ImageResult(  # of dicts where it can be: messages would be copied
             predictions=[
-                pb.Prediction(index=index, label=labels[index], probability=probabilities[index])
-                for index in map(int, top_k(probabilities, self._top_k))
+                {"index": index, "label": labels[index], "probability": probability}
+                for index, probability in zip(best.tolist(), probabilities[best].tolist(), strict=True)
             ],
             attention=[maps.message(row, style, picture) for maps in self._shown],
-            view=pb.CropBox(left=box.left, top=box.top, right=box.right, bottom=box.bottom),
+            view={"left": box.left, "top": box.top, "right": box.right, "bottom": box.bottom},
             image_height=picture.height,
             image_width=picture.width,
             explanations=[

@@ -31,9 +31,15 @@ class MapStyle(NamedTuple):
         return self.form != pb.MAP_FORM_RAW
 
 
+_FORMS = frozenset(pb.MapForm.values())
+_PLAIN = MapStyle(pb.MAP_FORM_RAW, "jet", _ALPHA)  # what an empty MapOptions asks for
+
+
 def style_of(options: pb.MapOptions) -> MapStyle:
     """The form asked for. Raises `InvalidArgument` naming the field and the choices."""
-    if options.form not in pb.MapForm.values():
+    if not options.ByteSize():
+        return _PLAIN
+    if options.form not in _FORMS:
         raise InvalidArgument(f"maps.form: unknown {options.form}; choose {', '.join(pb.MapForm.keys())}")
     colormap = options.colormap or "jet"
     if colormap not in heat.COLORMAPS:
