@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -110,23 +111,30 @@ def running_server(*flags: str, **options: object) -> Iterator[ServerProcess]:
     assert code == 0, server.log
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `both_transports` runs over each; everything else over the default."""
+    if "transport" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("both_transports")
+        metafunc.parametrize("transport", ["grpcio", "native"] if both else ["grpcio"], scope="session")
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
+def server(transport: str) -> Iterator[ServerProcess]:
     """One server for all tests that leave it as they found it."""
-    with running_server() as process:
+    with running_server("--transport", transport) as process:
         yield process
 
 
 @pytest.fixture(scope="session")
-def start_server():
+def start_server(transport: str):
     """A context manager that starts a server of the test's own: `with start_server(*flags) as server`."""
-    return running_server
+    return functools.partial(running_server, "--transport", transport)
 
 
 @pytest.fixture(scope="session")
-def server_process():
+def server_process(transport: str):
     """The class itself, for tests that stop the server in their own way."""
-    return ServerProcess
+    return functools.partial(ServerProcess, "--transport", transport)
 
 
 @pytest.fixture

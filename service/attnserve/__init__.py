@@ -14,7 +14,8 @@ Two halves share one contract, the model repository. Reading order:
   `control` (when).
 * One way through: `admission`, `decode`, `picture_pool`, `decode_pool`, `postprocess`, and `pipeline`, which joins
   them.
-* The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC), `http_server`.
+* The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC: `grpcio`, or `native` with
+  `grpcio` behind it), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
   (of memory), `server`.

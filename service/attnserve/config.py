@@ -49,6 +49,12 @@ class ServeConfig:
     )
     memory_reserve_bytes: int = _option(0, "memory that must stay free when a model is loaded; else it is refused")
     grpc_address: str = _option("0.0.0.0:8001", "HOST:PORT for gRPC; port 0 picks a free one")
+    transport: str = _option(
+        "grpcio",
+        "grpcio; or native: far less CPU per unary call, by pygrpc-native (extra native), where max_request_bytes is "
+        "looked at only when a message was read, and callers of streams without x-client-id count as one client",
+        ("grpcio", "native"),
+    )
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     provider: str = _option(
         "auto",

@@ -125,7 +125,9 @@ OnExplained = Callable[[list[Explained]], None]
 
 
 class Explainers:
-    """The explaining graphs of one model version. Used on the transport's thread, but for `close`.
+    """The explaining graphs of one model version. Used on the calls' inboxes, but for `close`.
+
+    Several inboxes may use it at once: what calls share here is changed and read by single operations on dicts.
 
     Args:
         layers: Those of the card, and how each is loaded: on a thread of its own, when it is asked for first.
@@ -164,7 +166,7 @@ class Explainers:
     def _to_come(self, layer: str, client: str, rows: int) -> int:
         """Promised rows that go before the last of so many new ones: others have no more turns than their client."""
         promised: dict[str, int] = {}
-        for call, count in self._promised[layer].items():
+        for call, count in list(self._promised[layer].items()):
             promised[call.client] = promised.get(call.client, 0) + count
         own = promised.pop(client, 0)
         return own + min(sum(promised.values()), len(promised) * (own + rows))

@@ -44,6 +44,9 @@ from attnserve.trimming import Trimmer
 
 if TYPE_CHECKING:
     from attnserve.tracing import Tracing
+    from attnserve.transport.native import NativeTransport
+
+    Transport = GrpcioTransport | NativeTransport
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._ready = False
-        self._transport: GrpcioTransport | None = None
+        self._transport: Transport | None = None
+        self._make = _transport_of(config.transport)
         self._statistics = Statistics()
         self._metrics = Metrics(self._statistics)
         self._tracing = _tracing_to(config.otel_endpoint)
@@ -151,7 +155,7 @@ class Server:
         limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
         return DecodePool(self._config.decode_threads or available_cores(), limits)
 
-    def _make_transport(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> GrpcioTransport:
+    def _make_transport(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> Transport:
         config = self._config
         pipeline = Pipeline(
             self._admission,
@@ -162,7 +166,7 @@ class Server:
         )
         services = [attention.SERVICE, open_inference.SERVICE]
         trimmer = Trimmer(asyncio.get_running_loop(), lambda: not self._open_calls())
-        return GrpcioTransport(
+        return self._make(
             self._methods(models, control, pipeline),
             self._listeners,
             max_request_bytes=config.max_request_bytes,
@@ -188,7 +192,7 @@ class Server:
         log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)
         print(json.dumps({"event": "ready", "grpc": grpc_address, "http": http_address, "models": served}), flush=True)
 
-    async def _drain(self, transport: GrpcioTransport, control: ModelControl) -> bool:
+    async def _drain(self, transport: Transport, control: ModelControl) -> bool:
         log.info("draining: unready now, refusing new calls in %g s", self._config.drain_delay_s)
         self._set_ready(False)
         control.stop()
@@ -202,6 +206,19 @@ class Server:
             asyncio.get_running_loop().run_in_executor(None, control.close_models)
 
         return await transport.drain(self._config.drain_timeout_s, fail_rest)
+
+
+def _transport_of(name: str) -> type[Transport]:
+    """Raises `ConfigError` where pygrpc-native is not installed."""
+    if name == "grpcio":
+        return GrpcioTransport
+    try:
+        from attnserve.transport.native import NativeTransport  # an optional dependency
+    except ImportError as error:
+        raise ConfigError(
+            f"transport native needs the extra native: pip install 'attnserve[native]' ({error})"
+        ) from error
+    return NativeTransport
 
 
 def _tracing_to(endpoint: str) -> list[Tracing]:

@@ -10,6 +10,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+pytestmark = pytest.mark.both_transports
+
 ROOT = Path(__file__).parents[2]
 MODELS = ["fashion-mnist-cbam", "fashion-mnist-bam"]
 

@@ -159,6 +159,7 @@ def change_models(repository, control, versions, until: float) -> Counter[str]:
     return done
 
 
+@pytest.mark.both_transports
 @pytest.mark.parametrize("seconds", [15, pytest.param(300, marks=pytest.mark.full)])
 def test_no_hang_no_wrong_answer_and_no_growth_whatever_callers_and_operators_do(
     server_process, repository, control, pictures, seconds

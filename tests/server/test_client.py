@@ -11,6 +11,8 @@ import pytest
 
 from attnserve.client import AsyncClient, Classification, ClientError, Retry
 
+pytestmark = pytest.mark.both_transports
+
 MODEL = "fashion-mnist-cbam"
 
 

@@ -45,6 +45,7 @@ def triton(page: str, name: str, **labels: str) -> float:
     )
 
 
+@pytest.mark.both_transports
 def test_three_accounts_of_one_load_agree(start_server, pictures):
     with start_server() as server:
         with Client(server.grpc) as client, ThreadPoolExecutor(6) as pool:
@@ -100,6 +101,7 @@ def test_three_accounts_of_one_load_agree(start_server, pictures):
         assert server.metric("attnserve_inflight_requests") == 0
 
 
+@pytest.mark.both_transports
 def test_a_failed_call_hears_its_own_name(server):
     wrong = pb.ClassifyRequest(model="no-such-model")
     trace = "ab" * 16

@@ -33,18 +33,21 @@ def test_readiness_liveness_and_the_provider_in_use(server):
     assert "CPUExecutionProvider" in server.log
 
 
+@pytest.mark.both_transports
 @pytest.mark.parametrize("service", ["", MODEL, "attnserve.v1.AttentionService", "inference.GRPCInferenceService"])
 def test_health_knows_the_server_its_services_and_its_models(channel, service):
     reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.both_transports
 def test_health_of_an_unknown_model_is_not_found(channel):
     with pytest.raises(grpc.RpcError) as caught:
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nope"), timeout=10)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.both_transports
 def test_reflection_lists_the_services_and_only_implemented_methods(channel):
     database = ProtoReflectionDescriptorDatabase(channel)
     services = set(database.get_services())
@@ -63,6 +66,7 @@ def test_reflection_lists_the_services_and_only_implemented_methods(channel):
             assert call.code() != grpc.StatusCode.UNIMPLEMENTED, method.name
 
 
+@pytest.mark.both_transports
 @pytest.mark.parametrize("name", ["LogSettings", "SystemSharedMemoryStatus", "TraceSetting", "NoSuchThing"])
 def test_methods_that_are_not_implemented_say_so(channel, name):
     call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}", lambda b: b, lambda b: b)
@@ -71,6 +75,7 @@ def test_methods_that_are_not_implemented_say_so(channel, name):
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.both_transports
 def test_sigterm_under_load_answers_every_accepted_request(start_server, pictures):
     """Each call ends in a right answer, or in UNAVAILABLE before it was accepted; watchers hear of it; exit 0."""
     outcomes: list[str] = []
@@ -124,6 +129,7 @@ def test_sigterm_under_load_answers_every_accepted_request(start_server, picture
     assert took_s < 10
 
 
+@pytest.mark.both_transports
 def test_an_open_stream_is_finished_and_told_when_the_server_drains(start_server, pictures):
     """What the stream had sent is answered; then it ends with UNAVAILABLE, though the client would have gone on."""
     more = threading.Event()
@@ -156,6 +162,7 @@ def test_during_the_drain_delay_it_still_answers_but_is_not_ready(start_server, 
         assert client.classify([pictures[0]], model=MODEL)[0].predictions[0].label == "Ankle boot"
 
 
+@pytest.mark.both_transports
 def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_the_exit_is_clean(start_server):
     outcomes: list[str] = []
 
@@ -183,6 +190,7 @@ def test_what_is_not_done_when_the_drain_times_out_fails_with_unavailable_and_th
     assert "drain_timeout_s is over" in server.log
 
 
+@pytest.mark.both_transports
 def test_a_second_signal_exits_at_once(server_process):
     server = server_process("--drain-delay-s", "60")
     server.terminate()
@@ -195,6 +203,7 @@ def test_a_second_signal_exits_at_once(server_process):
     server.stop()
 
 
+@pytest.mark.both_transports
 def test_a_port_in_use_is_refused_with_the_reason(server, server_process):
     with pytest.raises(AssertionError, match="cannot listen for gRPC"):
         server_process("--grpc-address", server.grpc)

@@ -18,6 +18,7 @@ from attnserve.v1 import attention_pb2_grpc
 MODEL = "fashion-mnist-cbam"
 
 
+@pytest.mark.both_transports
 def test_a_batch_far_above_grpc_s_own_4_mib_is_accepted(client, pictures):
     batch = list(np.concatenate([pictures, pictures[:24]]))  # 1,024 pictures of 2,352 bytes
     assert len(client.classify(batch, model=MODEL, top_k=1, timeout_s=60)) == 1024
@@ -25,6 +26,7 @@ def test_a_batch_far_above_grpc_s_own_4_mib_is_accepted(client, pictures):
     assert client.classify([large], model=MODEL, top_k=1, timeout_s=60)
 
 
+@pytest.mark.both_transports
 def test_a_message_above_the_limit_is_refused(start_server, pictures):
     with start_server("--max-request-bytes", "10000") as server, Client(server.grpc) as client:
         with pytest.raises(ClientError) as caught:
@@ -33,6 +35,7 @@ def test_a_message_above_the_limit_is_refused(start_server, pictures):
         assert client.classify([pictures[0]], model=MODEL)
 
 
+@pytest.mark.both_transports
 def test_a_full_house_refuses_at_once_and_says_when_to_come_back(start_server, pictures):
     with start_server("--max-pending-images", "4") as server, Client(server.grpc) as client:
         with pytest.raises(ClientError) as caught:
@@ -56,6 +59,7 @@ def test_a_picture_too_large_for_the_house_is_refused_for_good(start_server, pic
         assert "max_pending_bytes" in caught.value.message
 
 
+@pytest.mark.both_transports
 def test_a_deadline_that_has_passed_is_not_run(channel, server, pictures):
     infer = channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
@@ -72,6 +76,7 @@ def test_a_deadline_that_has_passed_is_not_run(channel, server, pictures):
     assert server.metric("attnserve_dropped_images_total", reason="expired") == before + 1
 
 
+@pytest.mark.both_transports
 def test_after_callers_vanish_and_time_out_every_later_answer_is_right(server, client, pictures):
     """Chaos: 8 threads that cancel, time out and send rubbish; then the server answers, and nothing is left inside."""
     truth = [answer.predictions[0] for answer in client.classify(list(pictures[:50]), model=MODEL, top_k=1)]
@@ -137,6 +142,7 @@ def test_a_stream_that_does_not_read_its_replies_is_held_back(start_server):
     assert "Traceback" not in server.log
 
 
+@pytest.mark.both_transports
 @pytest.mark.parametrize("model", [MODEL, "fashion-mnist-bam"], ids=["the same model", "another model"])
 def test_a_client_that_fills_the_house_leaves_room_for_another(start_server, pictures, model):
     """However much one client asks for at once, one that asks for a picture at a time is never refused."""

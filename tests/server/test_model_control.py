@@ -312,6 +312,7 @@ def test_a_model_to_load_at_start_that_is_not_there_ends_the_start(server_proces
         server_process("--model-control-mode", "explicit", "--load-models", "net,nope", repository=repository.path)
 
 
+@pytest.mark.both_transports
 def test_unload_under_load_finishes_every_accepted_call(start_server, repository, picture, control, call_without_pause):
     repository.write(1, answer=1)
     with start_server(*EXPLICIT, repository=repository.path) as server:
@@ -331,6 +332,7 @@ def test_unload_under_load_finishes_every_accepted_call(start_server, repository
     assert "Traceback" not in server.log
 
 
+@pytest.mark.both_transports
 def test_health_follows_each_model(start_server, repository, control):
     repository.write(1, answer=1)
     heard: list[int] = []
@@ -359,6 +361,7 @@ def test_health_follows_each_model(start_server, repository, control):
     assert heard == [serving, not_serving, serving]
 
 
+@pytest.mark.both_transports
 def test_sigterm_while_a_model_loads_ends_the_process_and_answers_the_load(server_process, repository, control):
     repository.write(1, answer=1)
     slow = repository.path / "slow"

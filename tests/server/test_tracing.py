@@ -43,6 +43,7 @@ def collector():
     server.stop(None).wait()
 
 
+@pytest.mark.both_transports
 def test_the_client_s_span_is_the_parent_of_the_server_s(start_server, collector, pictures):
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider

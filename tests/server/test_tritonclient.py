@@ -12,6 +12,8 @@ import pytest
 
 from attnserve.client import Client
 
+pytestmark = pytest.mark.both_transports
+
 ROOT = Path(__file__).parents[2]
 MODEL = "fashion-mnist-cbam"
 

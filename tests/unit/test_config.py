@@ -65,6 +65,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "log_level": "error",
         "log_format": "json",
         "model_control_mode": "poll",
+        "transport": "native",
         "load_models": "net,other",
         "exit_on_error": False,
         "keep_previous": False,

@@ -40,8 +40,8 @@ class AttentionHandlers:
     def methods(self) -> list[Method]:
         """The service's rows of the table."""
         return [
-            Method(SERVICE, "Classify", pb.ClassifyRequest, self.classify),
-            Method(SERVICE, "ClassifyStream", pb.ClassifyRequest, self.classify, _stream_response),
+            Method(SERVICE, "Classify", pb.ClassifyRequest, self.classify, hot=True),
+            Method(SERVICE, "ClassifyStream", pb.ClassifyRequest, self.classify, _stream_response, hot=True),
             Method(SERVICE, "ListModels", pb.ListModelsRequest, self.list_models),
             Method(SERVICE, "GetModel", pb.GetModelRequest, self.get_model),
         ]

@@ -64,8 +64,8 @@ class OpenInferenceHandlers:
             Method(SERVICE, "ModelReady", pb.ModelReadyRequest, self.model_ready),
             Method(SERVICE, "ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
             Method(SERVICE, "ModelMetadata", pb.ModelMetadataRequest, self.model_metadata),
-            Method(SERVICE, "ModelInfer", pb.ModelInferRequest, self.model_infer),
-            Method(SERVICE, "ModelStreamInfer", pb.ModelInferRequest, self.model_infer, _stream_response),
+            Method(SERVICE, "ModelInfer", pb.ModelInferRequest, self.model_infer, hot=True),
+            Method(SERVICE, "ModelStreamInfer", pb.ModelInferRequest, self.model_infer, _stream_response, hot=True),
             Method(SERVICE, "ModelConfig", pb.ModelConfigRequest, self.model_config),
             Method(SERVICE, "ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics),
         ]

@@ -24,6 +24,7 @@ class Method:
         request: Message class of a request.
         handle: Answers the call, now or later; what it raises becomes the call's answer.
         wrap: For a bidirectional stream: makes one answer of it from the answer to one request. None for a unary RPC.
+        hot: Called for every picture. Its handler may run on the threads of several inboxes at a time.
     """
 
     service: str
@@ -31,6 +32,7 @@ class Method:
     request: Any
     handle: Callable[[Any, Call], None]
     wrap: Wrap | None = None
+    hot: bool = False
 
     @property
     def path(self) -> str:
