@@ -91,7 +91,8 @@ class FairQueue(Generic[W]):
         waiting = entry.waiting
         line.rows += waiting
         self.rows += waiting
-        self._give_turn(line)
+        if line.turn is None or line.entries[0][1] == entry.order:  # else its most urgent entry is the same as before
+            self._give_turn(line)
 
     def peek(self) -> W | None:
         """Whose rows go next; None where nothing is queued."""

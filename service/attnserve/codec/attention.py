@@ -41,18 +41,18 @@ def _source(index: int, image: pb.Image) -> Source:
 
 
 def _pixels(index: int, raw: pb.RawImage) -> NDArray[np.uint8]:
-    """Raw pixels as (H, W, channels) uint8, on the message's own memory."""
-    channels = raw.channels or 3
+    """Raw pixels as (H, W, channels) uint8, copied out of the message once."""
+    channels, height, width, pixels = raw.channels or 3, raw.height, raw.width, raw.pixels  # each read is a copy
     if channels not in (1, 3):
         raise InvalidArgument(f"images[{index}].raw: channels must be 1 or 3, got {channels}")
-    if not raw.height or not raw.width:
+    if not height or not width:
         raise InvalidArgument(f"images[{index}].raw: height and width must be positive")
-    size = raw.height * raw.width * channels
-    if len(raw.pixels) != size:
+    size = height * width * channels
+    if len(pixels) != size:
         raise InvalidArgument(
-            f"images[{index}].raw: {raw.height} x {raw.width} x {channels} needs {size} bytes, got {len(raw.pixels)}"
+            f"images[{index}].raw: {height} x {width} x {channels} needs {size} bytes, got {len(pixels)}"
         )
-    return np.frombuffer(raw.pixels, np.uint8).reshape(raw.height, raw.width, channels)
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
 
 
 def sites_of(options: pb.AttentionOptions, available: Sequence[Site]) -> list[Site]:
@@ -158,27 +158,30 @@ class ImageResults:
         picture, probabilities, labels, style = self._pictures[row], self._probabilities[row], self._labels, self._style
         box = picture.box
         best = top_k(probabilities, self._top_k)
-        return pb.ImageResult(  # of dicts where it can be: messages would be copied
-            predictions=[
-                {"index": index, "label": labels[index], "probability": probability}
-                for index, probability in zip(best.tolist(), probabilities[best].tolist(), strict=True)
-            ],
-            attention=[maps.message(row, style, picture) for maps in self._shown],
+        answer = pb.ImageResult(
             view={"left": box.left, "top": box.top, "right": box.right, "bottom": box.bottom},
             image_height=picture.height,
             image_width=picture.width,
-            explanations=[
-                pb.Explanation(
-                    layer=each.layer.layer,
-                    method=each.method,
-                    class_index=index,
-                    label=labels[index],
-                    map=stack.message((row, column), style, picture.pixels),
-                )
-                for each, stack in self._grounds
-                for column, index in enumerate(each.classes[row].tolist())
-            ],
         )
+        for index, probability in zip(best.tolist(), probabilities[best].tolist(), strict=True):
+            answer.predictions.add(index=index, label=labels[index], probability=probability)
+        if self._shown:
+            answer.attention.extend([maps.message(row, style, picture) for maps in self._shown])
+        if self._grounds:
+            answer.explanations.extend(
+                [
+                    pb.Explanation(
+                        layer=each.layer.layer,
+                        method=each.method,
+                        class_index=index,
+                        label=labels[index],
+                        map=stack.message((row, column), style, picture.pixels),
+                    )
+                    for each, stack in self._grounds
+                    for column, index in enumerate(each.classes[row].tolist())
+                ]
+            )
+        return answer
 
 
 class _SiteMaps:
