@@ -1,18 +1,14 @@
 """From an exact float32 ONNX file to one that computes in float16 or int8, and what that costs.
 
 Owns which nodes are narrowed, the two conversions and the rule that judges them; knows nothing of torch or of cards.
-Attention gates, normalisation and the softmax stay in float32, and so do all inputs and outputs.
-
-int8 is the scheme of Jacob et al. (CVPR 2018, arXiv:1712.05877) as ONNX writes it: QuantizeLinear/DequantizeLinear
-pairs, unsigned activations per tensor, signed weights per output channel.
+Attention gates, normalisation and the softmax stay in float32, and so do all inputs and outputs. How int8 is written
+is `int8`'s.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from attnserve.errors import ConfigError
-from attnserve.export import onnx_writer
+from attnserve.export import int8, onnx_writer
 from attnserve.measure import spaced
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -66,7 +62,10 @@ def narrowed(model: bytes, precision: Precision) -> bytes:
         return model
     proto = onnx.load_model_from_string(model)
     few = precision.images[spaced(len(precision.images), CALIBRATION_IMAGES)]
-    converted = _float16(proto, few) if precision.kind == "fp16" else _int8(proto, few)
+    if precision.kind == "fp16":
+        converted = _float16(proto, few)
+    else:
+        converted = int8.int8(proto, gate_nodes(proto.graph), _batches(few))
     onnx_writer.clean(converted)
     onnx.checker.check_model(converted)
     return bytes(converted.SerializeToString())
@@ -183,37 +182,6 @@ def _join_float32(graph: Any) -> None:
 
 def _target(cast: Any) -> int:
     return int(next(attribute.i for attribute in cast.attribute if attribute.name == "to"))
-
-
-def _int8(model: Any, images: NDArray[np.uint8]) -> Any:
-    """The trunk's convolutions and the classifier in int8."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no annotations
-        def __init__(self) -> None:
-            self.batches = _batches(images)
-
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
-
-    shaped = onnx.shape_inference.infer_shapes(model)
-    add_pre_process_metadata(shaped)  # shapes known, normalisations folded: else it advises to do so
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        quantize_static(
-            shaped,
-            path,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(NARROW_OPS),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=sorted(gate_nodes(model.graph)),
-        )
-        return onnx.load(path)
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
