@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-peers bench-explain bench-gpu bench-overload bench-forms soak generate clean
+.PHONY: demo test test-full lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms soak generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -33,6 +33,10 @@ bench: $(VENV)/.dev
 ## bench-peers: the server beside Triton and mosec, each from an environment of its own, on the same model files.
 bench-peers: $(VENV)/.dev .bench/triton/.ready .bench/mosec/.ready
 	$(BIN)/python tests/bench/compare.py $(BENCH_ARGS)
+
+## bench-engines: ONNX Runtime and OpenVINO, float32, bfloat16 and int8, on a ResNet-50 on a CPU.
+bench-engines: $(VENV)/.dev
+	$(BIN)/python tests/bench/engines.py
 
 ## bench-explain: what maps cost on a ResNet-50.
 bench-explain: $(VENV)/.dev

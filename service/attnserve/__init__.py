@@ -3,8 +3,9 @@
 Two halves share one contract, the model repository. Reading order:
 
 * Shared: `errors` (the one table of failures), `card` (what a model version is), `preprocess` (picture to view).
-* The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engines: `session` (ONNX
-  Runtime), `engines` (which backend, and how many).
+* The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engines: `served_graph` (what all
+  demand), `session` (ONNX Runtime), `openvino_backend` (optional), `placement` (how cores are dealt out), `cpu_engine`
+  (opens and measures placements), `engines` (which backend, and how many).
 * On a GPU: `gpu_plan` (what can be chosen, pure), `bound_backend` (batches through buffers that stay, over a device),
   `one_thread` (its thread), `ort_device` and `pinned_copies` (that device), `capture_gate` (nobody works beside a
   capture), `gpu_tuning` (tries plans), `tensorrt` (its options and cache), `gpu_engine` (joins them); `nvml` and

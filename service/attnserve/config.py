@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnserve import placement
 from attnserve.errors import ConfigError
 from attnserve.gpu_plan import GpuOptions, parse_devices, parse_plan
 
@@ -58,13 +59,21 @@ class ServeConfig:
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     provider: str = _option(
         "auto",
-        "where models run; auto is CUDA where there is one, else the CPU",
-        ("auto", "cpu", "cuda", "tensorrt"),
+        "where models run; auto is CUDA where there is one, else the CPU; openvino: the CPU, needs the extra openvino",
+        ("auto", "cpu", "openvino", "cuda", "tensorrt"),
     )
     workers: int = _option(
         0,
         "workers per model (on GPUs: for each), at most 1024; 0 is one per usable core on a CPU, and what gpu_plan "
         "needs on a GPU",
+    )
+    placement: str = _option(
+        "auto",
+        "how a model uses a CPU's cores: WORKERSxTHREADS (2x4: two workers, each run shared by four threads), "
+        "throughput or latency: what measures best at start; auto: one worker of one thread per usable core",
+    )
+    openvino_precision: str = _option(
+        "f32", "how provider openvino computes what a file has in float32; bf16 needs a CPU with it", ("f32", "bf16")
     )
     gpu_devices: str = _option(
         "", "GPUs that every model runs on, CUDA's numbers separated by commas; empty is the first"
@@ -141,6 +150,13 @@ class ServeConfig:
             raise ConfigError(
                 f"otel_endpoint must be http://HOST:PORT or https://HOST:PORT, got {self.otel_endpoint!r}"
             )
+        told = placement.parsed(self.placement)
+        if told and told.workers * told.threads > MOST_THREADS:
+            raise ConfigError(f"placement may have at most {MOST_THREADS} threads, got {self.placement}")
+        if self.workers and self.placement != placement.AUTO:
+            raise ConfigError(f"placement {self.placement} says how many workers; leave workers at 0")
+        if self.openvino_precision != "f32" and self.provider != "openvino":
+            raise ConfigError("openvino_precision needs provider openvino")
         if self.load_models and self.model_control_mode != "explicit":
             raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
 

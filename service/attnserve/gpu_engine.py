@@ -38,7 +38,8 @@ from attnserve.ort_device import (
     signature_of,
 )
 from attnserve.pinned_copies import PinnedCopies
-from attnserve.session import CPU, CUDA, INPUT, TENSORRT, check_input, warm_up_sizes
+from attnserve.served_graph import INPUT, warm_up_sizes
+from attnserve.session import CPU, CUDA, TENSORRT, check_input
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from attnserve.latency_table import LatencyTable
 from attnserve.listeners import QuietListener
 from attnserve.model_config import policy_of
 from attnserve.models import Model
+from attnserve.placement import CpuOptions
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
 from attnserve.scheduler import Scheduler
 from attnserve.session import ExplainingBackend
@@ -39,9 +40,10 @@ class Loader:
     """Makes `Model`s of files. One thread at a time may call it.
 
     Args:
-        provider: `auto`, `cpu`, `cuda` or `tensorrt`.
+        provider: `auto`, `cpu`, `openvino`, `cuda` or `tensorrt`.
         workers: Per model, on GPUs for each of them; 0 chooses.
         gpu: How models run on GPUs; the first one's best measured way where it is None.
+        cpu: How models run on a CPU; a worker for each core where it is None.
         listener: For the workers.
         reserve_bytes: Memory that must stay free.
         available_bytes: How much memory there is; None where nobody knows.
@@ -55,6 +57,7 @@ class Loader:
         listener: Listener,
         reserve_bytes: int,
         gpu: GpuOptions | None = None,
+        cpu: CpuOptions | None = None,
         available_bytes: Callable[[], int | None] = memory.available_bytes,
     ) -> None:
         self._provider = provider
@@ -62,6 +65,7 @@ class Loader:
         self._listener = listener
         self._reserve_bytes = reserve_bytes
         self._gpu = gpu or GpuOptions()
+        self._cpu = cpu or CpuOptions()
         self._available_bytes = available_bytes
 
     def load(self, folder: Path, version: str, config: pb.ModelConfig, previous: Model | None) -> Model:
@@ -81,7 +85,7 @@ class Loader:
         resident_before = memory.resident_bytes()
         known = parse_plan(previous.plan) if previous is not None and previous.plan else {}
         gpu = replace(self._gpu, known=known)
-        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, gpu)
+        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, gpu, self._cpu)
         try:
             _check_outputs(files, engine)
             _check_probabilities(files, engine)
@@ -94,8 +98,9 @@ class Loader:
         queue: BatchQueue[Entry] = BatchQueue(policy_of(config), engine.table, count)
         scheduler = Scheduler(files.key, engine.backends, queue, self._listener)
         load_s = time.monotonic() - started
-        log.info("model %s version %s: %s, %d workers, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
-                 engine.provider, count, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
+        placed = f"placement {engine.placement}" if engine.placement else f"{count} workers"
+        log.info("model %s version %s: %s, %s, batches up to %d, took %.0f MiB, loaded in %.2f s", *files.key,
+                 engine.provider, placed, config.max_batch_size, memory_bytes / (1 << 20), load_s)  # fmt: skip
         return Model(
             files,
             scheduler,
@@ -106,11 +111,12 @@ class Loader:
             file_bytes,
             explainers=Explainers(
                 [
-                    (layer, partial(self._load_layer, files, layer, engine.provider, count))
+                    (layer, partial(self._load_layer, files, layer, engine.onnx_provider, count))
                     for layer in files.card.explain
                 ]
             ),
             plan=engine.plan,
+            placement=engine.placement,
             cpu_nodes=engine.cpu_nodes,
             close_engine=engine.close,
         )
@@ -191,6 +197,6 @@ def _check_outputs(files: VersionFiles, engine: Engine) -> None:
 def _check_probabilities(files: VersionFiles, engine: Engine) -> None:
     """What the graph calls probabilities must be some: for a black picture they are finite and add up to 1."""
     black = np.zeros((1, engine.height, engine.width, 3), np.uint8)
-    probabilities = engine.backends[0].run(black, ["probabilities"])["probabilities"]
+    probabilities = (engine.unbound or engine.backends[0]).run(black, ["probabilities"])["probabilities"]
     if not (probabilities.min() >= 0 and abs(float(probabilities.sum()) - 1) < _ROUNDING):  # NaN fails both
         raise ConfigError(f"{files.model_path}: `probabilities` are none for a black picture: {probabilities}")

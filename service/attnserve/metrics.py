@@ -150,7 +150,7 @@ class Metrics:
         self.model_info = gauge(
             "attnserve_model_info",
             "1 for each model version served; plan is how it runs on a GPU.",
-            (*_MODEL, "execution_provider", "precision", "plan", "card_digest"),
+            (*_MODEL, "execution_provider", "placement", "precision", "plan", "card_digest"),
         )
         self.cpu_nodes = gauge(
             "attnserve_model_cpu_nodes", "Nodes of a graph on a GPU that were left to the CPU.", _MODEL
@@ -286,4 +286,4 @@ class Metrics:
 def _info(model: Model) -> tuple[str, ...]:
     """The labels of `model_info`."""
     card = model.files.card
-    return (*model.key, model.provider, card.precision, model.plan, card.digest)
+    return (*model.key, model.provider, model.placement, card.precision, model.plan, card.digest)

@@ -62,7 +62,7 @@ class Model:
         users: The calls that use it.
         explainers: Its explaining graphs, loaded as they are asked for; the memory that they take is not in
             `memory_bytes`.
-        plan, cpu_nodes, close_engine: As the engine's, see `engines.Engine`.
+        plan, placement, cpu_nodes, close_engine: As the engine's, see `engines.Engine`.
     """
 
     files: VersionFiles
@@ -75,6 +75,7 @@ class Model:
     users: Users = field(default_factory=Users)
     explainers: Explainers = field(default_factory=Explainers)
     plan: str = ""
+    placement: str = ""
     cpu_nodes: int | None = None
     close_engine: Callable[[], None] = lambda: None
 

@@ -37,6 +37,7 @@ from attnserve.models import Models
 from attnserve.nvml import open_nvml
 from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
+from attnserve.placement import CpuOptions
 from attnserve.session import CPU, choose_provider
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import GrpcioTransport, check_free
@@ -122,6 +123,7 @@ class Server:
             listener=self._listeners,
             reserve_bytes=config.memory_reserve_bytes,
             gpu=config.gpu,
+            cpu=CpuOptions(config.placement, config.openvino_precision),
         )
 
         def keeper(post: Post) -> Keeper:

@@ -2,7 +2,8 @@
 
 Beside `ort_device` the only module that imports onnxruntime, and the one for CPUs: what runs on a GPU is bound there,
 explaining graphs apart. A session is shared by the workers of a model: each runs the whole graph on its own thread (one
-intra-op thread, so ONNX Runtime has no pool and nothing spins), with one copy of the weights.
+intra-op thread, so ONNX Runtime has no pool), with one copy of the weights; where several threads share a run (see
+`placement`), each worker has a session and so a pool of its own.
 """
 
 from __future__ import annotations
@@ -22,25 +23,22 @@ from attnserve.capture_gate import GATE
 from attnserve.card import Explanation
 from attnserve.contract import Outputs
 from attnserve.errors import ConfigError
+from attnserve.served_graph import INPUT, image_size, warm_up
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-INPUT = "images"
-_TIMED_RUNS = 3
-_SHORT_S = 0.2  # a longer first run says enough, and a start that takes minutes helps nobody
-
 
 Provider = tuple[str, Mapping[str, str]]
 """An execution provider with its options."""
 
 
 def choose_provider(wanted: str) -> str:
-    """The execution provider for `auto`, `cpu`, `cuda` or `tensorrt`; whether it can be set up, shows when it is.
+    """ONNX Runtime's provider for `auto`, `cpu`, `openvino`, `cuda` or `tensorrt`; if it can be set up shows later.
 
     Raises `ConfigError` where CUDA or TensorRT is asked for and this onnxruntime is built without.
     """
-    provider = {"cpu": CPU, "tensorrt": TENSORRT}.get(wanted, CUDA)
+    provider = {"cpu": CPU, "openvino": CPU, "tensorrt": TENSORRT}.get(wanted, CUDA)
     if provider == CPU:
         return CPU
     if provider in ort.get_available_providers():
@@ -59,10 +57,12 @@ class OnnxBackend:
 
     Args:
         path: The model file; input `images` UINT8 (N, H, W, 3).
+        threads: That share the work of one run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._session = _opened(path, str(path), (CPU, {}))
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self.provider = CPU
+        self._session = _opened(path, str(path), (CPU, {}), threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.output_types = {output.name: output.type for output in self._session.get_outputs()}
         self.output_shapes = {output.name: tuple(output.shape) for output in self._session.get_outputs()}
@@ -73,27 +73,17 @@ class OnnxBackend:
         """Names of the graph's outputs."""
         return self._outputs
 
+    def backend(self) -> OnnxBackend:
+        """Itself: any number of workers may share it."""
+        return self
+
     def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> Outputs:
         """Compute the named outputs for images (N, H, W, 3) uint8; blocks."""
         return dict(zip(outputs, self._session.run(list(outputs), {INPUT: images}), strict=True))
 
     def warm_up(self, batch_sizes: Sequence[int]) -> dict[int, float]:
-        """Run at each batch size; returns the seconds that `probabilities` take at each.
-
-        The first run of a size, every output asked for, allocates; where it was short others are timed after it.
-        """
-        seconds: dict[int, float] = {}
-        for size in batch_sizes:
-            images = np.zeros((size, self.height, self.width, 3), np.uint8)
-            seconds[size] = self._timed(images, self._outputs)
-            for _ in range(_TIMED_RUNS if seconds[size] < _SHORT_S else 0):
-                seconds[size] = min(seconds[size], self._timed(images, ["probabilities"]))
-        return seconds
-
-    def _timed(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> float:
-        started = time.perf_counter()
-        self.run(images, outputs)
-        return time.perf_counter() - started
+        """Run at each batch size; see `served_graph.warm_up`."""
+        return warm_up(self.run, self._outputs, (self.height, self.width), batch_sizes)
 
 
 class ExplainingBackend:
@@ -140,20 +130,16 @@ class ExplainingBackend:
 
 def check_input(session: ort.InferenceSession, path: Path) -> tuple[int, int]:
     """Height and width that a model's graph takes. Raises `ConfigError` where it takes something else."""
-    inputs = session.get_inputs()
-    if [tensor.name for tensor in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
-        found = ", ".join(f"{tensor.name} {tensor.type}" for tensor in inputs)
-        raise ConfigError(f"{path}: needs exactly one input {INPUT!r} tensor(uint8), found {found}")
-    shape = inputs[0].shape
-    if len(shape) != 4 or shape[3] != 3 or not all(isinstance(n, int) for n in shape[1:]) or isinstance(shape[0], int):
-        raise ConfigError(f"{path}: {INPUT!r} must be (batch, height, width, 3) with a free batch, found {shape}")
-    return shape[1], shape[2]
+    return image_size(path, [(tensor.name, tensor.type, tensor.shape) for tensor in session.get_inputs()])
 
 
-def _opened(path: Path, model: str | bytes, provider: Provider) -> ort.InferenceSession:
+def _opened(path: Path, model: str | bytes, provider: Provider, threads: int = 1) -> ort.InferenceSession:
     """A session on a file's name or bytes. Raises `ConfigError` naming the path."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    # Threads that spin for work take the cores from those that have some: a run by two threads on two busy cores took
+    # twice as long with it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
     name, given = provider
@@ -162,9 +148,3 @@ def _opened(path: Path, model: str | bytes, provider: Provider) -> ort.Inference
         return ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime raises many unrelated types for a bad file
         raise ConfigError(f"{path}: onnxruntime cannot load it: {error}") from error
-
-
-def warm_up_sizes(max_batch_size: int) -> list[int]:
-    """1, 2, 4, ... and `max_batch_size` itself."""
-    sizes = [1 << power for power in range(max_batch_size.bit_length()) if 1 << power < max_batch_size]
-    return [*sizes, max_batch_size]

@@ -57,6 +57,8 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "grpc_address": "127.0.0.1:1",
         "http_address": "127.0.0.1:2",
         "provider": "cuda",
+        "placement": "2x4",
+        "openvino_precision": "bf16",
         "gpu_devices": "0,2",
         "gpu_plan": "graphs,nhwc",
         "gpu_tf32": True,
@@ -72,6 +74,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
     }.get(option.name, 7)
     must = [] if option.name == "model_repository" else ["--model-repository", "models"]
     must += ["--model-control-mode", "explicit"] if option.name == "load_models" else []
+    must += ["--provider", "openvino"] if option.name == "openvino_precision" else []
     flag = "--" + option.name.replace("_", "-")
     flags = {True: [flag], False: [flag.replace("--", "--no-", 1)]}.get(value, [flag, str(value)])
     by_flag = loaded(*must, *flags)
@@ -174,7 +177,11 @@ POSITIVE = [
         ({"http_address": "localhost:http"}, "http_address must be HOST:PORT, got 'localhost:http'"),
         ({"http_address": "localhost:-1"}, "http_address must be HOST:PORT, got 'localhost:-1'"),
         ({"http_address": "localhost:65536"}, "http_address must be HOST:PORT, got 'localhost:65536'"),
-        ({"provider": "tpu"}, "provider must be one of auto, cpu, cuda, tensorrt, got 'tpu'"),
+        ({"placement": "fast"}, "placement must be auto, throughput, latency or WORKERSxTHREADS (4x2), got 'fast'"),
+        ({"placement": "33x32"}, "placement may have at most 1024 threads, got 33x32"),
+        ({"placement": "2x2", "workers": 2}, "placement 2x2 says how many workers; leave workers at 0"),
+        ({"openvino_precision": "bf16", "provider": "cpu"}, "openvino_precision needs provider openvino"),
+        ({"provider": "tpu"}, "provider must be one of auto, cpu, openvino, cuda, tensorrt, got 'tpu'"),
         ({"log_level": "loud"}, "log_level must be one of debug, info, warning, error, got 'loud'"),
         (
             {"otel_endpoint": "host:4317"},

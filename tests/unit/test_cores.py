@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from attnserve.cores import available_cores
+from attnserve.cores import available_cores, memory_nodes
 
 USABLE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -80,3 +80,38 @@ def test_the_new_kind_comes_before_the_old(v1, v2):
 
 def test_this_machine_has_at_least_one_core():
     assert 1 <= available_cores() <= USABLE
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A kernel's folder of memory nodes with those lists of CPUs."""
+
+    def write(*lists: str):
+        for index, text in enumerate(lists):
+            (tmp_path / f"node{index}").mkdir()
+            (tmp_path / f"node{index}" / "cpulist").write_text(f"{text}\n")
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("lists", "usable", "nodes"),
+    [
+        (["0-3", "4-7"], range(8), [{0, 1, 2, 3}, {4, 5, 6, 7}]),
+        (["0-1,4-5", "2-3,6"], range(7), [{0, 1, 4, 5}, {2, 3, 6}]),
+        (["0-3", "4-7"], {2, 3, 5}, [{2, 3}, {5}]),
+        (["0-3", "4-7"], {1}, [{1}]),
+        (["0-3", ""], range(4), [{0, 1, 2, 3}]),  # a node of memory alone
+        ([], {0, 1}, [{0, 1}]),
+        (["0-3"], range(8), [set(range(8))]),  # of some nothing is told
+        (["0-3", "what"], range(8), [set(range(8))]),
+    ],
+)
+def test_memory_nodes_are_those_with_usable_cpus(tree, lists, usable, nodes):
+    assert memory_nodes(tree(*lists), frozenset(usable)) == nodes
+
+
+def test_this_machines_nodes_hold_its_usable_cpus_once_each():
+    found = memory_nodes()
+    assert sum(map(len, found)) == len(frozenset().union(*found)) == USABLE

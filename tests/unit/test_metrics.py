@@ -197,7 +197,7 @@ def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
     metrics.model_loaded(model)
     digest = model.files.card.digest
     labels = {"execution_provider": "PuppetExecutionProvider", "precision": "fp16", "card_digest": digest}
-    assert sample("attnserve_model_info", **MODEL, **labels, plan="nhwc,graphs") == 1
+    assert sample("attnserve_model_info", **MODEL, **labels, plan="nhwc,graphs", placement="") == 1
     assert sample("attnserve_model_cpu_nodes", **MODEL) == 3
     assert sample("attnserve_model_load_seconds", **MODEL) == 1.5
     assert sample("attnserve_queued_images", **MODEL) == 0

@@ -19,7 +19,7 @@ from attnserve.contract import Outputs
 from attnserve.errors import InvalidArgument, Unimplemented
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.postprocess import top_k
-from attnserve.session import INPUT
+from attnserve.served_graph import INPUT
 
 
 class WantedOutput(NamedTuple):

@@ -16,7 +16,7 @@ from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.model_config import OPTIONAL_OUTPUTS
 from attnserve.models import Model, Models
 from attnserve.pipeline import Pipeline
-from attnserve.session import INPUT
+from attnserve.served_graph import INPUT
 from attnserve.statistics import Statistics
 
 SERVICE = "inference.GRPCInferenceService"
