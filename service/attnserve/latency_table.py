@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 
 WORTH_IT = 1.03  # a larger batch that gains less throughput than this only makes its images wait
+_AROUND_S = 100e-6  # what taking a batch, handing out its rows and waking its callers costs, whatever its size
 _PACE_WEIGHT = 0.2  # of the newest batch: how fast the table follows the load of the machine, which moves all sizes
 _SHAPE_WEIGHT = 0.05  # and how fast one size moves against the others, which is rare
 
@@ -60,7 +61,7 @@ class LatencyTable:
             return most
         if most not in self._efficient:
             candidates = [size for size in self._sizes if size < most]
-            rates = {size: size / self._shape_at(size) for size in [*candidates, most]}
+            rates = {size: size / (self._shape_at(size) + _AROUND_S) for size in [*candidates, most]}
             enough = max(rates.values()) / WORTH_IT
             self._efficient[most] = min(size for size, rate in rates.items() if rate >= enough)
         return self._efficient[most]
