@@ -62,6 +62,7 @@ class OnnxBackend:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self.provider = CPU
+        self._clock = time.thread_time if threads == 1 else time.perf_counter
         self._session = _opened(path, str(path), (CPU, {}), threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.output_types = {output.name: output.type for output in self._session.get_outputs()}
@@ -83,7 +84,7 @@ class OnnxBackend:
 
     def warm_up(self, batch_sizes: Sequence[int]) -> dict[int, float]:
         """Run at each batch size; see `served_graph.warm_up`."""
-        return warm_up(self.run, self._outputs, (self.height, self.width), batch_sizes)
+        return warm_up(self.run, self._outputs, (self.height, self.width), batch_sizes, self._clock)
 
 
 class ExplainingBackend:
