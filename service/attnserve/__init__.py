@@ -6,10 +6,7 @@ Two halves share one contract, the model repository. Reading order:
 * The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engines: `served_graph` (what all
   demand), `session` (ONNX Runtime), `openvino_backend` (optional), `placement` (how cores are dealt out), `cpu_engine`
   (opens and measures placements), `engines` (which backend, and how many).
-* On a GPU: `gpu_plan` (what can be chosen, pure), `bound_backend` (batches through buffers that stay, over a device),
-  `one_thread` (its thread), `ort_device` and `pinned_copies` (that device), `capture_gate` (nobody works beside a
-  capture), `gpu_tuning` (tries plans), `tensorrt` (its options and cache), `gpu_engine` (joins them); `nvml` and
-  `gpu_metrics` (what the cards do).
+* On a GPU: `gpu`, a map of its own.
 * Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, found by name), `memory` and
   `loading` (files to a warm model), `lifecycle` (what to load, serve, keep, retire), `keeper` (does it) and
   `control` (when).

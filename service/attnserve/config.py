@@ -17,7 +17,7 @@ from typing import Any
 
 from attnserve import placement
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import GpuOptions, parse_devices, parse_plan
+from attnserve.gpu.plan import GpuOptions, parse_devices, parse_plan
 
 MIB = 1 << 20
 MOST_THREADS = 1024

@@ -16,8 +16,8 @@ from attnserve.contract import Backend
 from attnserve.cores import available_cores, memory_nodes
 from attnserve.cpu_engine import Crew, OpenSession
 from attnserve.errors import ConfigError
-from attnserve.gpu_engine import OnGpu, open_on_gpus
-from attnserve.gpu_plan import GpuOptions
+from attnserve.gpu.engine import OnGpu, open_on_gpus
+from attnserve.gpu.plan import GpuOptions
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.openvino_backend import OPENVINO, OpenVinoModel

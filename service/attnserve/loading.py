@@ -20,7 +20,7 @@ from attnserve.contract import Entry, Listener
 from attnserve.engines import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
-from attnserve.gpu_plan import GpuOptions, parse_plan, provider_of_layers
+from attnserve.gpu.plan import GpuOptions, parse_plan, provider_of_layers
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
 from attnserve.listeners import QuietListener

@@ -21,7 +21,8 @@ from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
 from attnserve.errors import ConfigError
-from attnserve.gpu_metrics import GpuMetrics
+from attnserve.gpu.metrics import GpuMetrics
+from attnserve.gpu.nvml import open_nvml
 from attnserve.handlers import attention, open_inference
 from attnserve.handlers.attention import AttentionHandlers
 from attnserve.handlers.model_repository import ModelRepositoryHandlers
@@ -34,7 +35,6 @@ from attnserve.loading import Loader
 from attnserve.logs import CallLog
 from attnserve.metrics import Metrics
 from attnserve.models import Models
-from attnserve.nvml import open_nvml
 from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
 from attnserve.placement import CpuOptions

@@ -19,10 +19,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from attnserve.capture_gate import GATE
 from attnserve.card import Explanation
 from attnserve.contract import Outputs
 from attnserve.errors import ConfigError
+from attnserve.gpu.capture_gate import GATE
 from attnserve.served_graph import INPUT, image_size, warm_up
 
 CPU = "CPUExecutionProvider"

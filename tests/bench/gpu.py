@@ -31,7 +31,7 @@ import numpy as np
 
 from attnserve.card import CARD_NAME, Card
 from attnserve.cores import available_cores
-from attnserve.nvml import open_nvml
+from attnserve.gpu.nvml import open_nvml
 from attnserve.session import choose_provider
 from gpu_load import Crowd, Load, Outcome
 from gpu_nets import export, nets

@@ -11,14 +11,15 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from attnserve import model_config, pinned_copies
-from attnserve.bound_backend import GRAPHED
+from attnserve import model_config
 from attnserve.client import Client, Explain
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
-from attnserve.gpu_engine import open_on_gpus
-from attnserve.gpu_plan import CHOICES, GpuOptions
-from attnserve.nvml import open_nvml
+from attnserve.gpu import pinned_copies
+from attnserve.gpu.bound_backend import GRAPHED
+from attnserve.gpu.engine import open_on_gpus
+from attnserve.gpu.nvml import open_nvml
+from attnserve.gpu.plan import CHOICES, GpuOptions
 from attnserve.session import CPU, CUDA, choose_provider
 
 pytestmark = pytest.mark.gpu

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from attnserve import gpu_metrics, triton_metrics
+from attnserve import triton_metrics
 from attnserve.cli import build_parser
 from attnserve.config import ServeConfig, shown
 from attnserve.distribution import Distribution, Tally
+from attnserve.gpu import metrics as gpu_metrics
 from attnserve.metrics import Metrics
 from attnserve.statistics import Statistics
 

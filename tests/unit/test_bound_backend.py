@@ -8,16 +8,16 @@ import weakref
 import numpy as np
 import pytest
 
-from attnserve.bound_backend import (
+from attnserve.gpu.bound_backend import (
     MOST_BINDINGS,
     NO_GRAPH,
     BoundBackend,
     Signature,
     bucket_for,
 )
-from attnserve.capture_gate import CaptureGate
-from attnserve.gpu_tuning import seconds_per_batch
-from attnserve.one_thread import OneThread
+from attnserve.gpu.capture_gate import CaptureGate
+from attnserve.gpu.one_thread import OneThread
+from attnserve.gpu.tuning import seconds_per_batch
 
 FLOAT = np.dtype(np.float32)
 NAMES = ("probabilities", "logits", "map")

@@ -13,8 +13,8 @@ from attnserve import model_config
 from attnserve.config import ServeConfig
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
-from attnserve.gpu_engine import new_copies, open_on_gpus
-from attnserve.gpu_plan import GpuOptions, parse_plan
+from attnserve.gpu.engine import new_copies, open_on_gpus
+from attnserve.gpu.plan import GpuOptions, parse_plan
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.loading import Loader
 from attnserve.server import Server

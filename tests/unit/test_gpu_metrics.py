@@ -8,8 +8,8 @@ import types
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from attnserve.gpu_metrics import DESCRIBED, GpuMetrics
-from attnserve.nvml import GpuFacts, Nvml, open_nvml
+from attnserve.gpu.metrics import DESCRIBED, GpuMetrics
+from attnserve.gpu.nvml import GpuFacts, Nvml, open_nvml
 
 
 class NVMLError(Exception):

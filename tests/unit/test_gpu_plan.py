@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import (
+from attnserve.gpu.plan import (
     GpuOptions,
     Plan,
     cuda_options,
@@ -17,7 +17,7 @@ from attnserve.gpu_plan import (
     variants,
     with_workers,
 )
-from attnserve.gpu_tuning import tune
+from attnserve.gpu.tuning import tune
 
 
 def test_words_fix_their_dimension_and_leave_the_rest_to_be_measured():

@@ -13,7 +13,7 @@ import pytest
 from attnserve import model_config
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import GpuOptions
+from attnserve.gpu.plan import GpuOptions
 from attnserve.openvino_backend import OpenVinoModel
 from attnserve.placement import CpuOptions
 

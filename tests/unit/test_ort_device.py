@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from attnserve.bound_backend import BoundBackend, bucket_for
-from attnserve.capture_gate import CaptureGate
 from attnserve.errors import ConfigError
-from attnserve.one_thread import OneThread
-from attnserve.ort_device import OrtCopies, OrtDevice, nodes_by_provider, open_session, signature_of
+from attnserve.gpu.bound_backend import BoundBackend, bucket_for
+from attnserve.gpu.capture_gate import CaptureGate
+from attnserve.gpu.one_thread import OneThread
+from attnserve.gpu.ort_device import OrtCopies, OrtDevice, nodes_by_provider, open_session, signature_of
 from attnserve.session import CPU, CUDA, check_input
 
 PATH = Path(__file__).parents[2] / "model_repo/fashion-mnist-cbam/1/model.onnx"

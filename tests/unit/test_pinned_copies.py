@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from attnserve.pinned_copies import PinnedCopies
+from attnserve.gpu.pinned_copies import PinnedCopies
 
 UINT8, FLOAT = np.dtype(np.uint8), np.dtype(np.float32)
 

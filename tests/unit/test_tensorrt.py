@@ -6,9 +6,9 @@ from importlib.metadata import version
 
 import pytest
 
-from attnserve import tensorrt
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import GpuOptions
+from attnserve.gpu import tensorrt
+from attnserve.gpu.plan import GpuOptions
 
 FACTS = {"versions": "TensorRT 10.1", "capability": "9.0"}
 PROFILE = tensorrt.profile_options("images", (224, 224, 3), [1, 2, 4, 6])

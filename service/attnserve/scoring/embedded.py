@@ -23,7 +23,7 @@ from attnserve.decode import DecodeLimits, Picture, picture_from_bytes, prepare
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError, InvalidArgument
 from attnserve.explain import Wish
-from attnserve.gpu_plan import GpuOptions, provider_of_layers
+from attnserve.gpu.plan import GpuOptions, provider_of_layers
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.postprocess import combined_bam
 from attnserve.repository import VersionFiles, chosen_versions, look_at_model, read_version

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from attnserve.capture_gate import GATE, CaptureGate
 from attnserve.contract import Outputs
+from attnserve.gpu.capture_gate import GATE, CaptureGate
 
 NO_GRAPH = -1
 GRAPHED = ("probabilities",)

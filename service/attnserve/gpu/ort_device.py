@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from attnserve.bound_backend import Signature
-from attnserve.capture_gate import GATE
 from attnserve.errors import ConfigError
+from attnserve.gpu.bound_backend import Signature
+from attnserve.gpu.capture_gate import GATE
 from attnserve.session import CPU, CUDA, TENSORRT
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}

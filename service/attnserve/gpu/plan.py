@@ -1,6 +1,6 @@
 """How a model runs on a GPU: what can be chosen, what a choice means to ONNX Runtime, and which measured one is best.
 
-Pure; the measuring is `gpu_tuning`'s. Choices are words, so that one option of the configuration fixes any of them.
+Pure; the measuring is `tuning`'s. Choices are words, so that one option of the configuration fixes any of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opens a model on GPUs: tries plans on the first one, runs the best on all, and says what came of it.
 
-Joins `gpu_plan`, `gpu_tuning`, `bound_backend` and `ort_device`. Everything here works on the CPU provider too, which
+Joins `plan`, `tuning`, `bound_backend` and `ort_device`. Everything here works on the CPU provider too, which
 is how it is tested without a GPU.
 """
 
@@ -18,18 +18,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from attnserve import pinned_copies, tensorrt
-from attnserve.bound_backend import GRAPHED, BoundBackend, Signature
 from attnserve.card import CARD_NAME, Card
 from attnserve.contract import Backend
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import OVERLAP_SLOTS, GpuOptions, Plan, cuda_options, with_workers
-from attnserve.gpu_tuning import seconds_per_batch, tune
-from attnserve.inference import model_config_pb2 as pb
-from attnserve.latency_table import LatencyTable
-from attnserve.nvml import open_nvml
-from attnserve.one_thread import OneThread
-from attnserve.ort_device import (
+from attnserve.gpu import pinned_copies, tensorrt
+from attnserve.gpu.bound_backend import GRAPHED, BoundBackend, Signature
+from attnserve.gpu.nvml import open_nvml
+from attnserve.gpu.one_thread import OneThread
+from attnserve.gpu.ort_device import (
     Copies,
     OrtCopies,
     OrtDevice,
@@ -37,7 +33,11 @@ from attnserve.ort_device import (
     open_session,
     signature_of,
 )
-from attnserve.pinned_copies import PinnedCopies
+from attnserve.gpu.pinned_copies import PinnedCopies
+from attnserve.gpu.plan import OVERLAP_SLOTS, GpuOptions, Plan, cuda_options, with_workers
+from attnserve.gpu.tuning import seconds_per_batch, tune
+from attnserve.inference import model_config_pb2 as pb
+from attnserve.latency_table import LatencyTable
 from attnserve.served_graph import INPUT, warm_up_sizes
 from attnserve.session import CPU, CUDA, TENSORRT, check_input
 
@@ -71,7 +71,7 @@ class OnGpu:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A plan on the first GPU; see `gpu_tuning.Trial`."""
+    """A plan on the first GPU; see `tuning.Trial`."""
 
     backends: Sequence[BoundBackend | OneThread]
     signature: Signature

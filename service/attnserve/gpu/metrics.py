@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from attnserve.nvml import GpuFacts
+from attnserve.gpu.nvml import GpuFacts
 
 LABELS = ("gpu", "uuid", "name")
 DESCRIBED = (

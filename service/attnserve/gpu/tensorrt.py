@@ -14,7 +14,7 @@ from pathlib import Path
 
 from attnserve.card import sha256_of
 from attnserve.errors import ConfigError
-from attnserve.gpu_plan import GpuOptions
+from attnserve.gpu.plan import GpuOptions
 
 PACKAGES = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from attnserve.bound_backend import BoundBackend
 from attnserve.contract import Outputs
+from attnserve.gpu.bound_backend import BoundBackend
 
 
 class OneThread:

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from attnserve.bound_backend import GRAPHED
 from attnserve.contract import Backend
-from attnserve.gpu_plan import CHOICES, Plan, first_plan, is_better, variants
+from attnserve.gpu.bound_backend import GRAPHED
+from attnserve.gpu.plan import CHOICES, Plan, first_plan, is_better, variants
 
 log = logging.getLogger(__name__)
 
