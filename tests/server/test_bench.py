@@ -297,7 +297,7 @@ def test_the_command_writes_a_table_and_says_whom_it_could_not_measure(tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "RESULTS.md").read_text()
     assert str(tmp_path) not in text
-    assert "Not measured: pigeon: attnserve: error:" in text
+    assert "Not measured: pigeon: attnserve serve: error: argument --transport: invalid choice" in text
     assert f"### {SMALL}\n" in text
     rows = [line.removeprefix("| ").split(" | ") for line in text.splitlines() if line.startswith("| unary")]
     assert [row[:4] for row in rows] == [["unary raw", "1", "1", "grpcio"], ["unary raw", "1", "4", "grpcio"]]
