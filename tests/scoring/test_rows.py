@@ -8,7 +8,19 @@ import pytest
 
 from attnserve.scoring.items import Item
 from attnserve.scoring.job import Settings
-from attnserve.scoring.rows import BINS, RowDigest, Scored, Tally, cause_of, schema, table, tally
+from attnserve.scoring.rows import (
+    BINS,
+    MOST_CAUSES,
+    MOST_SLOW,
+    OTHER_CAUSES,
+    RowDigest,
+    Scored,
+    Tally,
+    cause_of,
+    schema,
+    table,
+    tally,
+)
 
 LABELS = ("cat", "dog", "cow")
 SETTINGS = Settings("net", "3", "c0ffee", top_k=2)
@@ -84,6 +96,27 @@ def test_a_tally_counts_labels_confidences_and_causes_and_adds_up(items, scored)
     assert sum(twice.confidences) == 4
 
 
+def test_a_tally_names_the_slowest_pictures_and_adds_up_what_was_read(items, scored):
+    scored.reading_s, scored.read_bytes = [0.5, 2.0, 1.0], 300
+    found = tally(items, scored, LABELS)
+    assert (found.read_bytes, found.slowest) == (300, [(2.0, "1.png"), (1.0, "2.png"), (0.5, "0.png")])
+    found.add(Tally.from_json(found.to_json()))
+    assert found.read_bytes == 600
+    assert found.slowest == [(2.0, "1.png"), (2.0, "1.png"), (1.0, "2.png"), (1.0, "2.png"), (0.5, "0.png")]
+    assert MOST_SLOW == 5
+
+
+def test_a_tally_does_not_grow_with_the_kinds_of_errors(new_item):
+    total = Tally()
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    errors = [f"{first}{second}" for first in letters for second in letters]
+    for error in errors:
+        total.add(tally([new_item(0)], Scored([error], np.zeros((0, 3), np.float32)), LABELS))
+    assert len(total.causes) == len(total.examples) == MOST_CAUSES + 1
+    assert total.causes[OTHER_CAUSES] == len(errors) - MOST_CAUSES
+    assert total.causes.total() == total.errors == len(errors)
+
+
 def test_a_certain_answer_is_in_the_last_bin(new_item):
     found = tally([new_item(0)], Scored([None], np.array([[0, 1, 0]], np.float32)), LABELS)
     assert found.confidences[-1] == 1
@@ -93,7 +126,7 @@ def test_a_certain_answer_is_in_the_last_bin(new_item):
     ("error", "cause"),
     [
         ("cannot be read: No such file or directory", "cannot be read"),
-        ("the picture has 99 bytes; at most 10 are accepted", "the picture has 99 bytes"),
+        ("the picture has 99 bytes; at most 10 are accepted", "the picture has N bytes"),
         ("the picture is broken or cut short", "the picture is broken or cut short"),
     ],
 )

@@ -82,6 +82,15 @@ def check_maps(settings: Settings, card: Card) -> None:
         raise ConfigError(f"--maps: unknown {unknown[0]!r}; {settings.model} has {', '.join(known) or 'none'}")
 
 
+@dataclass(frozen=True)
+class _Read:
+    """One picture, or why there is none; its file's size in bytes, and how long that took."""
+
+    picture: Picture | str
+    size: int
+    seconds: float
+
+
 class EmbeddedScorer:
     """A loaded model. One thread at a time may call it."""
 
@@ -130,25 +139,31 @@ class EmbeddedScorer:
         began = time.monotonic()
         size = self._how.batch_size
         batches = [items[start : start + size] for start in range(0, len(items), size)]
-        ahead: list[list[Future[Picture | str]]] = []
+        ahead: list[list[Future[_Read]]] = []
         scored = Scored([], np.zeros((0, len(self._card.labels)), np.float32), {m: [] for m in self._how.settings.maps})
-        parts = [scored.probabilities]
+        parts, reading_s = [scored.probabilities], []
         for number in range(len(batches)):
             while len(ahead) < min(number + 1 + _AHEAD, len(batches)):
-                ahead.append([self._threads.submit(self._picture, item) for item in batches[len(ahead)]])
+                ahead.append([self._threads.submit(self._read, item) for item in batches[len(ahead)]])
             found = [future.result() for future in ahead[number]]
             ahead[number] = []
-            parts.append(self._run(found, scored))
-        scored.probabilities = np.concatenate(parts)
+            reading_s += [each.seconds for each in found]
+            scored.read_bytes += sum(each.size for each in found)
+            parts.append(self._run([each.picture for each in found], scored))
+        scored.probabilities, scored.reading_s = np.concatenate(parts), reading_s
         scored.seconds = time.monotonic() - began
         return scored
 
-    def _picture(self, item: Item) -> Picture | str:
-        """The decoded picture, or why there is none."""
+    def _read(self, item: Item) -> _Read:
+        began = time.perf_counter()
         try:
             data = self._reader.read(item)
         except Unreadable as error:
-            return f"cannot be read: {error}"
+            return _Read(f"cannot be read: {error}", 0, time.perf_counter() - began)
+        return _Read(self._picture(data), len(data), time.perf_counter() - began)
+
+    def _picture(self, data: bytes) -> Picture | str:
+        """The decoded picture, or why there is none."""
         try:
             return picture_from_bytes(data, self._card.preprocessing, self._how.limits)
         except InvalidArgument as error:

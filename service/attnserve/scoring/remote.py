@@ -69,6 +69,7 @@ class _Asked:
     """One picture of a chunk."""
 
     data: bytes
+    reading_s: float
     strange: int = 0
     answer: Classification | None = None
     error: str | None = None
@@ -135,14 +136,16 @@ class RemoteScorer:
         answers = [each.answer for each in asked if each.answer is not None]
         scored = Scored([each.error for each in asked], self._probabilities(answers))
         scored.maps = {source: [self._map(answer, source) for answer in answers] for source in self._how.settings.maps}
+        scored.reading_s, scored.read_bytes = [each.reading_s for each in asked], sum(len(each.data) for each in asked)
         scored.seconds = self._clock() - began
         return scored
 
     def _read(self, item: Item) -> _Asked:
+        began = self._clock()
         try:
-            return _Asked(self._reader.read(item))
+            return _Asked(self._reader.read(item), self._clock() - began)
         except Unreadable as error:
-            return _Asked(b"", error=f"cannot be read: {error}")
+            return _Asked(b"", self._clock() - began, error=f"cannot be read: {error}")
 
     def _ask(self, waiting: Sequence[_Asked], patience: _Patience) -> ClientError | None:
         """One stream of what waits; returns why some of it still does."""

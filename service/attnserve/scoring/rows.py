@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from attnserve.postprocess import top_k
 from attnserve.scoring.items import Item
 from attnserve.scoring.job import Job, Settings
 
 BINS = 20
 """Of the histogram of confidences, each 0.05 wide."""
+
+MOST_SLOW = 5
+"""Pictures that a tally names as the slowest."""
+
+MOST_CAUSES = 50
+"""That a tally tells apart; a hostile server's or file's words must not make it grow."""
+
+OTHER_CAUSES = "other causes"
 
 METADATA = b"attnserve.shard"
 
@@ -32,12 +41,16 @@ class Scored:
         probabilities: (G, K) float32, of those without an error.
         maps: By source, of those without an error: PNG files, or arrays (h, w) float16.
         seconds: From the first item's reading to the last one's scores.
+        reading_s: Of every item how long it took to read, and to decode where that happens here; or empty.
+        read_bytes: Of all items.
     """
 
     errors: list[str | None]
     probabilities: NDArray[np.float32]
     maps: dict[str, list[bytes] | list[NDArray[np.float16]]] = field(default_factory=dict)
     seconds: float = 0.0
+    reading_s: Sequence[float] = ()
+    read_bytes: int = 0
 
 
 @dataclass
@@ -49,6 +62,8 @@ class Tally:
         confidences: Rows by the largest probability, in `BINS` equal bins of 0..1.
         causes: Rows with an error by its first words.
         examples: By cause, the id and text of one of them.
+        read_bytes: Of the pictures.
+        slowest: Seconds that reading (and decoding, where that happens here) took, and id, the longest first.
     """
 
     rows: int = 0
@@ -57,6 +72,8 @@ class Tally:
     confidences: list[int] = field(default_factory=lambda: [0] * BINS)
     causes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[str, str]] = field(default_factory=dict)
+    read_bytes: int = 0
+    slowest: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Count what the other counted too."""
@@ -64,8 +81,17 @@ class Tally:
         self.errors += other.errors
         self.labels.update(other.labels)
         self.confidences = [mine + theirs for mine, theirs in zip(self.confidences, other.confidences, strict=True)]
-        self.causes.update(other.causes)
-        self.examples = {**other.examples, **self.examples}
+        for cause, number in other.causes.items():
+            self.count(cause, number, other.examples[cause])
+        self.read_bytes += other.read_bytes
+        self.slowest = heapq.nlargest(MOST_SLOW, [*self.slowest, *other.slowest])
+
+    def count(self, cause: str, number: int, example: tuple[str, str]) -> None:
+        """Count so many rows that failed for a cause; new ones become `OTHER_CAUSES` once there are too many."""
+        if cause not in self.causes and len(self.causes) >= MOST_CAUSES:
+            cause = OTHER_CAUSES
+        self.causes[cause] += number
+        self.examples.setdefault(cause, example)
 
     def to_json(self) -> str:
         """For a shard's metadata."""
@@ -76,13 +102,14 @@ class Tally:
         """What `to_json` wrote."""
         raw = json.loads(text)
         examples = {cause: (example[0], example[1]) for cause, example in raw["examples"].items()}
+        slowest = [(seconds, name) for seconds, name in raw["slowest"]]
         return cls(raw["rows"], raw["errors"], Counter(raw["labels"]), raw["confidences"], Counter(raw["causes"]),
-                   examples)  # fmt: skip
+                   examples, raw["read_bytes"], slowest)  # fmt: skip
 
 
 def cause_of(error: str) -> str:
     """What failures of one kind have in common: the text without the numbers and names in it."""
-    return error.partition(":")[0].partition("(")[0].partition(";")[0].strip()[:80]
+    return re.sub(r"\d+", "N", re.split(r"[:(;]", error, maxsplit=1)[0].strip()[:80])
 
 
 def tally(items: Sequence[Item], scored: Scored, labels: Sequence[str]) -> Tally:
@@ -94,9 +121,9 @@ def tally(items: Sequence[Item], scored: Scored, labels: Sequence[str]) -> Tally
         found.confidences = np.bincount(confidences, minlength=BINS).tolist()
     for item, error in zip(items, scored.errors, strict=True):
         if error is not None:
-            cause = cause_of(error)
-            found.causes[cause] += 1
-            found.examples.setdefault(cause, (item.id, error))
+            found.count(cause_of(error), 1, (item.id, error))
+    found.read_bytes = scored.read_bytes
+    found.slowest = heapq.nlargest(MOST_SLOW, zip(scored.reading_s, (item.id for item in items), strict=False))
     return found
 
 
@@ -123,35 +150,38 @@ def schema(settings: Settings) -> pa.Schema:
 def table(items: Sequence[Item], scored: Scored, labels: Sequence[str], settings: Settings) -> pa.Table:
     """The rows of some items."""
     good = np.array([error is None for error in scored.errors], bool)
-    best = np.array([top_k(row, settings.top_k) for row in scored.probabilities], np.intp)
-    best = best.reshape(-1, min(settings.top_k, len(labels)))
+    at = pa.array(np.cumsum(good) - 1, mask=~good)  # of each item's scores among those there are
+    best = np.argsort(-scored.probabilities, axis=1, kind="stable")[:, : settings.top_k]  # (G, k)
     values = np.take_along_axis(scored.probabilities, best, axis=1)
-    names = pa.array(labels)
-
-    def spread(column: Iterable[object]) -> list[object]:
-        """Of the good items' values a column of all items, None for the others."""
-        source = iter(column)
-        return [next(source) if ok else None for ok in good]
-
-    top = [names.take(pa.array(row)).to_pylist() for row in best]
-    whole: Iterable[object] = scored.probabilities if settings.full else (None for _ in scored.probabilities)
+    names = pa.array(labels, pa.string())
+    kinds = schema(settings)
+    nothing = pa.nulls(len(items), kinds.field("probabilities").type)
     columns = {
         "index": [item.index for item in items],
         "id": [item.id for item in items],
         "uri": [item.uri for item in items],
-        "label": spread(row[0] for row in top),
-        "probability": spread(values[:, 0] if len(values) else ()),
-        "top_labels": spread(top),
-        "top_probabilities": spread(values),
-        "probabilities": spread(whole),
-        "model": [settings.model] * len(items),
-        "version": [settings.version] * len(items),
-        "card_digest": [settings.card_digest] * len(items),
+        "label": names.take(pa.array(best[:, 0])).take(at),
+        "probability": pa.array(values[:, 0]).take(at),
+        "top_labels": _lists(names.take(pa.array(best.ravel())), best.shape).take(at),
+        "top_probabilities": _rows(values).take(at),
+        "probabilities": _rows(scored.probabilities).take(at) if settings.full else nothing,
+        "model": pa.repeat(settings.model, len(items)),
+        "version": pa.repeat(settings.version, len(items)),
+        "card_digest": pa.repeat(settings.card_digest, len(items)),
         "error": scored.errors,
-        **{source: spread(_listed(scored.maps[source])) for source in settings.maps},
     }
-    kinds = schema(settings)
-    return pa.table({name: pa.array(column, kinds.field(name).type) for name, column in columns.items()}, kinds)
+    for source in settings.maps:
+        columns[source] = pa.array(_listed(scored.maps[source]), kinds.field(source).type).take(at)
+    return pa.table(columns, kinds)
+
+
+def _rows(values: NDArray[np.float32]) -> pa.Array:
+    return _lists(pa.array(values.ravel()), values.shape)
+
+
+def _lists(values: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+    """(G * n,) values as G lists of n each."""
+    return pa.ListArray.from_arrays(pa.array(np.arange(shape[0] + 1, dtype=np.int32) * shape[1]), values)
 
 
 def _listed(maps: Sequence[object]) -> Iterable[object]:
