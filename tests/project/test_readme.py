@@ -20,6 +20,7 @@ from attnserve.config import ServeConfig, shown
 from attnserve.distribution import Distribution, Tally
 from attnserve.gpu import metrics as gpu_metrics
 from attnserve.metrics import Metrics
+from attnserve.scoring import job_metrics
 from attnserve.statistics import Statistics
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,10 @@ def test_every_client_command_works(server, command, tmp_path):
     assert "fashion-mnist" in run.stdout
     if "--maps" in arguments:
         assert list((tmp_path / arguments[arguments.index("--maps") + 1]).iterdir())
+
+
+def test_every_metric_of_a_scoring_job_is_documented_with_its_label_and_meaning():
+    assert table("Batch scoring") == [[name, ", ".join(labels), text] for name, text, labels in job_metrics.DESCRIBED]
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("attnserve score")])

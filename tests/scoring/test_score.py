@@ -169,9 +169,10 @@ def killed_again_and_again(times: int, arguments: list, seed: int) -> int:
     for _ in range(times):
         process = subprocess.Popen(score_command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    start_new_session=True)  # fmt: skip
-        time.sleep(random.uniform(0.5, 4.0))
-        alive += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(random.uniform(0.5, 3.0))
+        if process.poll() is None:
+            alive += 1
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return alive
 

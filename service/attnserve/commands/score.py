@@ -9,8 +9,11 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +22,13 @@ from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from attnserve.scoring.rows import Tally
-    from attnserve.scoring.run import Summary
+    from attnserve.scoring.run import Options, Summary
     from attnserve.scoring.verify import Verified
 
 TOO_MANY_ERRORS = 3
 NOT_WHOLE = 4
 STOPPED = 5
+TERMINATED = 128 + signal.SIGTERM
 _BAR = 40  # characters of the longest line of a histogram
 _MOST_LABELS = 20  # classes that are shown; --json has all
 
@@ -35,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"exit codes: 0 every row is written, with an error in place of the scores of a broken picture; "
         f"{TOO_MANY_ERRORS} more errors than --max-errors; {NOT_WHOLE} --verify found the output not whole; "
         f"{STOPPED} the server was away for too long, or a picture kills the workers: the same command goes on where "
-        f"this one stopped; 1 nothing could be begun; 2 wrong usage"
+        f"this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 nothing could be begun; "
+        f"2 wrong usage"
     )
     parser.add_argument("input", nargs="?", metavar="INPUT",
                         help="a folder, a glob, a manifest (.csv, .jsonl or .parquet with a column uri), tar shards,"
@@ -75,22 +80,56 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-image-bytes", type=count, default=32 << 20, metavar="N", help="default: %(default)s")
     parser.add_argument("--max-image-pixels", type=count, default=64_000_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument("--report", metavar="FILE", help="write an HTML page about the job at its end")
+    parser.add_argument("--metrics-file", metavar="FILE.prom",
+                        help="write Prometheus metrics there every 10 s, in node_exporter's text format")  # fmt: skip
+    parser.add_argument("--pushgateway", metavar="HOST:PORT", help="push them there every 10 s")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--verify", metavar="DIR", help="prove an output instead: counts, digests, no duplicates")
 
 
+class Terminated(BaseException):
+    """SIGTERM came: what is being written is given up, as with Ctrl-C."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Score, or verify; returns the exit code."""
+    try:
+        with _terminable():
+            return _run(args)
+    except Terminated:
+        print("attnserve score: terminated; the same command goes on from here", file=sys.stderr)
+        return TERMINATED
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns the first SIGTERM within the block into `Terminated`; later ones do not disturb the tidying up."""
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.verify is not None:
         return _verify(args)
     if missing := [flag for flag, value in (("INPUT", args.input), ("--output", args.output), ("--model", args.model))
                    if not value]:  # fmt: skip
         raise ConfigError(f"needs {', '.join(missing)}")
-    from attnserve.client import ClientError
-    from attnserve.scoring.run import Options, TooManyErrors, run
-    from attnserve.scoring.workers import WorkerDied
+    return _score(args, _options(args))
 
-    options = Options(
+
+def _options(args: argparse.Namespace) -> Options:
+    from attnserve.scoring.run import Options
+
+    return Options(
         input=args.input,
         output=args.output,
         model=args.model,
@@ -113,21 +152,63 @@ def run(args: argparse.Namespace) -> int:
         max_image_bytes=args.max_image_bytes,
         max_image_pixels=args.max_image_pixels,
     )
+
+
+def _score(args: argparse.Namespace, options: Options) -> int:
+    """Score with everything that listens; prints what came of it."""
+    from attnserve.client import ClientError
+    from attnserve.scoring.job_metrics import Publisher
+    from attnserve.scoring.run import TooManyErrors, run
+    from attnserve.scoring.workers import WorkerDied
+
     if isinstance(sys.stdin, io.TextIOWrapper):  # not in tests; a name may be any bytes
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+    report = _report(args)
+    so_far: list[Summary] = []  # the one summary, once there is one
+    publisher = Publisher(
+        Path(args.metrics_file) if args.metrics_file else None, args.pushgateway, options.shard_index, _warn
+    )
+
+    def watch(summary: Summary) -> None:
+        so_far[:] = [summary]
+        publisher.watch(summary)
+
     try:
-        summary = run(options, quiet=args.quiet, stdin=sys.stdin)
-    except TooManyErrors as error:
-        print(f"attnserve score: {error}", file=sys.stderr)
-        return TOO_MANY_ERRORS
-    except (ClientError, WorkerDied) as error:
-        print(f"attnserve score: {error}; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+        with publisher:
+            summary = run(options, quiet=args.quiet, stdin=sys.stdin, watch=watch)
+    except (TooManyErrors, ClientError, WorkerDied) as error:
+        is_limit = isinstance(error, TooManyErrors)
+        _warn(f"{error}" if is_limit else f"{error}; the same command goes on from here")
+        _write_report(report, so_far, options, str(error))
+        return TOO_MANY_ERRORS if is_limit else STOPPED
+    _write_report(report, so_far, options)
     if args.json:
         print(json.dumps(_object(summary)))
     else:
         _print(summary, args.output)
     return 0
+
+
+def _warn(message: str) -> None:
+    print(f"attnserve score: {message}", file=sys.stderr)
+
+
+def _report(args: argparse.Namespace) -> Path | None:
+    """Where the report goes; refused now rather than when hours of work are done."""
+    if args.report is None:
+        return None
+    path = Path(args.report)
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError(f"--report: {path} cannot be written")
+    return path
+
+
+def _write_report(path: Path | None, so_far: list[Summary], options: Options, stopped: str = "") -> None:
+    from attnserve.scoring.report import page
+
+    if path is not None and so_far:
+        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        path.write_text(page(so_far[0], options, date, stopped), encoding="utf-8")
 
 
 def _shard_index(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -165,10 +246,12 @@ def _object(summary: Summary) -> dict[str, Any]:
         "skipped": summary.skipped,
         "errors": tally.errors,
         "seconds": round(summary.seconds, 3),
-        "pictures_per_s": round(summary.scored / summary.seconds, 3) if summary.seconds else 0,
+        "pictures_per_s": round(summary.pictures_per_s, 3),
+        "read_bytes": tally.read_bytes,
         "labels": dict(tally.labels.most_common()),
         "confidences": tally.confidences,
         "causes": dict(tally.causes.most_common()),
+        "slowest": [{"id": name, "reading_s": round(seconds, 6)} for seconds, name in tally.slowest],
     }
 
 
@@ -179,7 +262,7 @@ def _print(summary: Summary, output: str) -> None:
     shards = f"{summary.job.shards} shard{'s' * (summary.job.shards != 1)}"
     print(f"{settings.model} version {settings.version}: {tally.rows} of {summary.job.count} pictures in {output}, "
           f"{shards}")  # fmt: skip
-    rate = f", {summary.scored / summary.seconds:.1f}/s" if summary.scored else ""
+    rate = f", {summary.pictures_per_s:.1f}/s" if summary.scored else ""
     before = f"; {summary.skipped} had been before" if summary.skipped else ""
     print(f"{summary.scored} scored in {summary.seconds:.1f} s{rate}{before}; {tally.errors} failed")
     if tally.labels:
@@ -189,9 +272,13 @@ def _print(summary: Summary, output: str) -> None:
         for label, number in tally.labels.most_common(_MOST_LABELS):
             print(f"  {label:<{width}}  {number:>9}  {'#' * -(-_BAR * number // most)}")
         _print_confidences(tally)
+    print()
+    if tally.slowest:
+        seconds, name = tally.slowest[0]
+        print(printable(f"slowest to read: {name}, {1000 * seconds:.0f} ms"))
     for cause, number in tally.causes.most_common():
         example, error = tally.examples[cause]
-        print(printable(f"\n{number} failed: {error} ({example}{', for one' if number > 1 else ''})"))
+        print(printable(f"{number} failed: {error} ({example}{', for one' if number > 1 else ''})"))
 
 
 def _print_confidences(tally: Tally) -> None:

@@ -2,7 +2,8 @@
 
 Reading order: `items` (the noun), `inputs` (with `inputs_*`: what can be named, and how it is read), `listing` (the
 input written down), `job` (what is to be done), `store` (where it goes), `rows` (what is written), `embedded` and
-`remote` (who scores), `workers` (side by side), `shards`, `progress`, `run` (which joins them), `verify` and `scores`.
+`remote` (who scores), `workers` (side by side), `shards`, `progress`, `run` (which joins them), `job_metrics` and
+`report` (what is told of it), `verify` and `scores`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,9 @@ class Summary:
         tally: Of all its shards, those of earlier runs included.
         scored: Pictures that this run scored.
         skipped: Pictures in shards that earlier runs had written.
-        seconds: Of this run.
+        seconds: Of this run, so far.
+        pictures_left, shards_left: Of this run's share.
+        shards_done: Likewise, by earlier runs too.
     """
 
     job: Job
@@ -91,6 +93,18 @@ class Summary:
     scored: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    pictures_left: int = 0
+    shards_done: int = 0
+    shards_left: int = 0
+
+    @property
+    def pictures_per_s(self) -> float:
+        """Of this run."""
+        return self.scored / self.seconds if self.seconds else 0.0
+
+
+Watch = Callable[[Summary], object]
+"""Told of how far a run is, on its thread: once that is known, after each chunk and after each shard. Returns soon."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,13 @@ class _Engine:
     chunk: int
 
 
-def run(options: Options, *, quiet: bool = False, stdin: Iterable[str] | None = None) -> Summary:
+def run(
+    options: Options,
+    *,
+    quiet: bool = False,
+    stdin: Iterable[str] | None = None,
+    watch: Watch = lambda _: None,
+) -> Summary:
     """Score what is left of a job; blocks.
 
     Raises:
@@ -121,12 +141,25 @@ def run(options: Options, *, quiet: bool = False, stdin: Iterable[str] | None = 
         job = Job(engine.settings, listing.count, listing.digest)
         store.begin(job)
         summary = Summary(job, engine.labels)
-        _score(options, engine, store, listing, summary, quiet)
+
+        def tell() -> None:
+            summary.seconds = time.monotonic() - began
+            watch(summary)
+
+        _score(options, engine, store, listing, summary, quiet, tell)
     summary.seconds = time.monotonic() - began
     return summary
 
 
-def _score(options: Options, engine: _Engine, store: Store, listing: Listing, summary: Summary, quiet: bool) -> None:
+def _score(
+    options: Options,
+    engine: _Engine,
+    store: Store,
+    listing: Listing,
+    summary: Summary,
+    quiet: bool,
+    tell: Callable[[], None],
+) -> None:
     job, mine = summary.job, range(options.shard_index, summary.job.shards, options.shard_count)
     written = shards.done(store, job)
     for shard in mine:
@@ -138,14 +171,20 @@ def _score(options: Options, engine: _Engine, store: Store, listing: Listing, su
         progress.add(part.rows, part.errors)
         summary.scored += part.rows
         summary.tally.add(part)
+        summary.pictures_left -= part.rows
+        tell()
         if options.max_errors is not None and summary.tally.errors > options.max_errors:
             raise TooManyErrors(f"more than {options.max_errors} pictures failed (--max-errors)")
 
-    total = sum(len(job.rows_of(shard)) for shard in left)
-    with Progress(total, quiet=quiet) as progress, Workers(engine.recipe, engine.workers) as workers:
+    summary.pictures_left = sum(len(job.rows_of(shard)) for shard in left)
+    summary.shards_done, summary.shards_left = len(mine) - len(left), len(left)
+    tell()
+    with Progress(summary.pictures_left, quiet=quiet) as progress, Workers(engine.recipe, engine.workers) as workers:
         results = workers.scored(shards.chunks(job, left, listing.items, engine.chunk))
         for shard in left:
             shards.write(store, job, shard, engine.labels, results, heard)
+            summary.shards_done, summary.shards_left = summary.shards_done + 1, summary.shards_left - 1
+            tell()
 
 
 def _settings(options: Options, version: str, card_digest: str) -> Settings:
