@@ -60,3 +60,19 @@ def test_a_shards_name_tells_its_number(shard):
 @pytest.mark.parametrize("name", ["shard-1.parquet", "shard-00001.parquet.part", "shard-x.parquet", "job.json"])
 def test_other_names_are_no_shards(name):
     assert shard_number(name) is None
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "null", "[]", '{"format": 1}', "\ufffd",
+    JOB.to_json().replace('"count": 25', '"count": null'),
+    JOB.to_json().replace('"count": 25', '"count": "25"'),
+    JOB.to_json().replace('"count": 25', '"count": -25'),
+    JOB.to_json().replace('"shard_rows": 10', '"shard_rows": "10"'),
+    JOB.to_json().replace('"top_k": 5', '"top_k": 5, "top_k": 6'),
+    JOB.to_json().replace('"settings": {', '"settings": null, "_": {'),
+    JOB.to_json() + "x",
+])  # fmt: skip
+def test_a_garbled_manifest_is_refused_whatever_it_holds(text):
+    assert text != JOB.to_json()
+    with pytest.raises(ConfigError, match=r"^job\.json is no job of this version: "):
+        Job.from_json(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import uuid
@@ -12,7 +11,7 @@ import pytest
 
 from attnserve.errors import ConfigError
 from attnserve.scoring.job import Job, Settings
-from attnserve.scoring.store import store_of
+from attnserve.scoring.store import Folder, store_of
 
 JOB = Job(Settings("net", "1", "c0ffee"), 25, "abc")
 OTHER = Job(Settings("net", "2", "c0ffee"), 25, "abc")
@@ -68,16 +67,50 @@ def test_a_place_with_other_peoples_parquet_is_refused(place):
         store.begin(JOB)
 
 
+def killed_while_writing(folder, host: str = "") -> None:
+    """A process that is killed within `written`, on the machine of that name."""
+    code = """if 1:
+        import os, socket, sys
+        from attnserve.scoring.store import Folder, store_of
+        host = sys.argv[2] or socket.gethostname()
+        socket.gethostname = lambda: host
+        with store_of(sys.argv[1]).written("a") as path:
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), 9)
+    """
+    assert subprocess.run([sys.executable, "-c", code, folder, host]).returncode == -9
+
+
 def test_what_a_killed_run_of_this_machine_left_is_removed_and_nobody_elses(tmp_path):
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    here = socket.gethostname()
-    kept = [f".part-a-elsewhere-{gone.stdout.strip()}", f".part-a-{here}-{os.getpid()}", ".hidden"]
-    for name in [*kept, f".part-a-{here}-{gone.stdout.strip()}"]:
-        (tmp_path / name).touch()
-    store_of(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    killed_while_writing(tmp_path)
+    killed_while_writing(tmp_path, "elsewhere")
+    (tmp_path / ".hidden").touch()
+    assert len(os.listdir(tmp_path)) == 3
+    with store_of(str(tmp_path)).written("b") as path:
+        path.write_bytes(b"at work")
+        kept = [name for name in os.listdir(tmp_path) if name == ".hidden" or "-elsewhere-" in name or "b-" in name]
+        assert len(kept) == 3
+        store_of(str(tmp_path))  # as another run does when it begins
+        assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    assert (tmp_path / "b").read_bytes() == b"at work"
+
+
+def test_of_two_jobs_that_begin_together_in_one_folder_one_is_refused(tmp_path):
+    class Overtaken(Folder):
+        """Where another run begins just after this one has looked for a job."""
+
+        def names(self) -> list[str]:
+            Folder(tmp_path).begin(OTHER)
+            return super().names()
+
+    with pytest.raises(ConfigError, match="another job"):
+        Overtaken(tmp_path).begin(JOB)
+    assert Folder(tmp_path).job() == OTHER
+
+
+def test_looking_into_an_output_that_is_not_there_does_not_make_it(tmp_path):
+    store = store_of(str(tmp_path / "none"))
+    assert (store.job(), store.names(), os.listdir(tmp_path)) == (None, [], [])
 
 
 def test_an_output_that_is_a_file_and_a_url_without_a_driver_are_refused(tmp_path):
@@ -86,3 +119,5 @@ def test_an_output_that_is_a_file_and_a_url_without_a_driver_are_refused(tmp_pat
         store_of(str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="--output: nosuch://x: Protocol not known"):
         store_of("nosuch://x")
+    with pytest.raises(ConfigError, match="--output: s3:// names no place"):
+        store_of("s3://")

@@ -65,6 +65,10 @@ class Job:
     count: int
     input_digest: str
 
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"count must not be negative, got {self.count}")
+
     @property
     def shards(self) -> int:
         """How many there are."""
@@ -91,7 +95,10 @@ class Job:
             raw: dict[str, Any] = json.loads(text)
             if raw.pop("format") != FORMAT:
                 raise ConfigError(f"its format is not {FORMAT}")
-            return cls(Settings(**raw.pop("settings")), **raw)
+            job = cls(Settings(**raw.pop("settings")), **raw)
+            if job.to_json() != text:
+                raise ConfigError("it is not as it was written")
+            return job
         except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             raise ConfigError(f"{JOB_NAME} is no job of this version: {error}") from error
 

@@ -72,6 +72,8 @@ class Options:
         for name in ("workers", "batch_size", "max_errors"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.patience_s >= 0:  # nor not a number
+            raise ConfigError(f"patience_s must be at least 0, got {self.patience_s}")
 
 
 @dataclass

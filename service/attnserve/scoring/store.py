@@ -5,12 +5,15 @@ Owns names, temporary files and renames; knows nothing of what is in a shard but
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import secrets
 import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +21,7 @@ from attnserve.errors import ConfigError
 from attnserve.scoring.job import JOB_NAME, Job
 
 _PART = ".part-"  # hidden, and no Parquet by its name
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems without hard links
 
 
 class Store(ABC):
@@ -29,8 +33,12 @@ class Store(ABC):
 
     @abstractmethod
     @contextmanager
-    def written(self, name: str) -> Iterator[Path]:
-        """A local path to write to; put in place, whole, at the end of the block, unless that raises."""
+    def written(self, name: str, *, replaces: bool = True) -> Iterator[Path]:
+        """A local path to write to; put in place, whole, at the end of the block, unless that raises.
+
+        With `replaces` false a file of that name that somebody else has written meanwhile stays, as far as the store
+        can tell.
+        """
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -40,7 +48,7 @@ class Store(ABC):
         """The job whose output this is; None in a new one. Raises `ConfigError`."""
         try:
             with self.open(JOB_NAME) as file:
-                return Job.from_json(file.read().decode())
+                return Job.from_json(file.read().decode(errors="replace"))
         except FileNotFoundError:
             return None
 
@@ -50,7 +58,7 @@ class Store(ABC):
         if found is None:
             if strays := [name for name in self.names() if name.endswith(".parquet")]:
                 raise ConfigError(f"--output: {self} holds {strays[0]} and no {JOB_NAME}: it is no job's output")
-            with self.written(JOB_NAME) as path:
+            with self.written(JOB_NAME, replaces=False) as path:
                 path.write_text(job.to_json(), encoding="utf-8")
             found = self.job()
         if found != job:
@@ -59,50 +67,73 @@ class Store(ABC):
 
 
 class Folder(Store):
-    """A local folder, made where there is none."""
+    """A local folder, made when the first file is written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output: {error}") from error
 
     def __str__(self) -> str:
         return str(self._path)
 
     def names(self) -> list[str]:
         """See `Store`."""
-        return sorted(entry.name for entry in os.scandir(self._path) if not entry.name.startswith("."))
+        return sorted(entry.name for entry in self._entries() if not entry.name.startswith("."))
 
     @contextmanager
-    def written(self, name: str) -> Iterator[Path]:
+    def written(self, name: str, *, replaces: bool = True) -> Iterator[Path]:
         """See `Store`. Survives a power cut once the block has ended."""
-        part = self._path / f"{_PART}{name}-{socket.gethostname()}-{os.getpid()}"
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output: {error}") from error
+        part, held = self._part(name)
         try:
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, self._path / name)
+            os.fsync(held)
+            _put(part, self._path / name, replaces)
         finally:
             part.unlink(missing_ok=True)
+            os.close(held)
         folder = os.open(self._path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
+    def _part(self, name: str) -> tuple[Path, int]:
+        """A new temporary file and its descriptor, whose lock says that somebody is at work on it."""
+        while True:
+            part = self._path / f"{_PART}{name}-{socket.gethostname()}-{secrets.token_hex(4)}"
+            held = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            _locked(held)
+            if os.fstat(held).st_nlink:
+                return part, held
+            os.close(held)  # another run took it for a dead one's between the two calls
+
     def open(self, name: str) -> BinaryIO:
         """See `Store`."""
         return (self._path / name).open("rb")
 
     def remove_parts(self) -> None:
-        """Delete what runs on this machine left that were killed; others may be at work elsewhere."""
-        mine = f"-{socket.gethostname()}-"
-        for entry in os.scandir(self._path):
-            host, _, pid = entry.name.rpartition("-")
-            if entry.name.startswith(_PART) and f"{host}-".endswith(mine) and not _runs(pid):
-                Path(entry.path).unlink(missing_ok=True)
+        """Delete what runs on this machine left that were killed; others may be at work, here and elsewhere."""
+        for entry in self._entries():
+            if entry.name.startswith(_PART) and entry.name.rpartition("-")[0].endswith(f"-{socket.gethostname()}"):
+                with suppress(OSError):
+                    held = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
+                    try:
+                        if _locked(held):
+                            Path(entry.path).unlink(missing_ok=True)
+                    finally:
+                        os.close(held)
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._path) as entries:
+                yield from entries
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(f"--output: {error}") from error
 
 
 class Url(Store):
@@ -112,6 +143,8 @@ class Url(Store):
         import fsspec
 
         self._url = url.rstrip("/")
+        if "://" not in self._url:
+            raise ConfigError(f"--output: {url} names no place in the store")
         try:
             self._fs: Any
             self._fs, self._root = fsspec.core.url_to_fs(self._url)
@@ -131,8 +164,9 @@ class Url(Store):
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     @contextmanager
-    def written(self, name: str) -> Iterator[Path]:
-        """See `Store`. An object store shows an object once all of it is there."""
+    def written(self, name: str, *, replaces: bool = True) -> Iterator[Path]:
+        """See `Store`. An object store shows an object once all of it is there, and the last one written counts."""
+        del replaces
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             yield path
@@ -154,11 +188,25 @@ def store_of(output: str) -> Store:
     return folder
 
 
-def _runs(pid: str) -> bool:
+def _put(part: Path, path: Path, replaces: bool) -> None:
+    """Give a file its name, at once."""
+    if not replaces:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            return
+    os.replace(part, path)
+
+
+def _locked(held: int) -> bool:
+    """Lock a file, which lasts until its descriptor is closed; False where another has it, or it cannot be."""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:
-        pass
     return True
