@@ -48,8 +48,21 @@ def _module(command: str) -> Any:
     return importlib.import_module(f"attnserve.commands.{command.replace('-', '_')}")
 
 
+def _open_closed_streams() -> None:
+    """Where a standard stream was closed by whoever started us, else the next file opened would take its place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     for stream in (sys.stdout, sys.stderr):

@@ -181,11 +181,11 @@ def _score(args: argparse.Namespace, options: Options) -> int:
         _warn(f"{error}" if is_limit else f"{error}; the same command goes on from here")
         _write_report(report, so_far, options, str(error))
         return TOO_MANY_ERRORS if is_limit else STOPPED
-    _write_report(report, so_far, options)
     if args.json:
         print(json.dumps(_object(summary)))
     else:
         _print(summary, args.output)
+    _write_report(report, so_far, options)
     return 0
 
 
@@ -198,7 +198,8 @@ def _report(args: argparse.Namespace) -> Path | None:
     if args.report is None:
         return None
     path = Path(args.report)
-    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not os.access(there, os.W_OK) or there.is_dir() == path.exists():
         raise ConfigError(f"--report: {path} cannot be written")
     return path
 
@@ -208,6 +209,7 @@ def _write_report(path: Path | None, so_far: list[Summary], options: Options, st
 
     if path is not None and so_far:
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(so_far[0], options, date, stopped), encoding="utf-8")
 
 
