@@ -96,6 +96,7 @@ def test_what_listens_to_a_job_does_not_stop_it_and_says_how_it_ended(score, emb
     assert "Not finished" not in page
     metrics = (tmp_path / "job.prom").read_text()
     assert 'attnserve_score_pictures{model="fashion-mnist-cbam",shard_index="0",version="1"} 203.0' in metrics
+    assert 'attnserve_score_pictures_left{model="fashion-mnist-cbam",shard_index="0",version="1"} 0.0' in metrics
     assert "the picture is broken or cut short" in metrics
 
 
