@@ -55,6 +55,8 @@ class PuppetScorer:
             if item.do == "die" or (item.do == "die once" and not (self._folder / "died").exists()):
                 (self._folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if item.do == "touch":
+                (self._folder / "touched").touch()
             if item.do in SECONDS:
                 time.sleep(SECONDS[item.do])
         return Scored([item.id for item in items], np.zeros((0, 1), np.float32), seconds=os.getpid())
@@ -90,6 +92,17 @@ def test_only_a_few_chunks_are_read_ahead(tmp_path):
         next(found)
         assert len(read) <= 6
         assert len(list(found)) == 49
+
+
+def test_a_worker_has_its_next_chunk_while_the_results_before_are_used(tmp_path):
+    with Workers(PuppetRecipe(tmp_path), 1) as workers:
+        found = workers.scored(chunks("", "touch", ""))
+        next(found)
+        end = time.monotonic() + 10
+        while not (tmp_path / "touched").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert [items[0].index for items, _ in found] == [1, 2]
 
 
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_scored_twice(tmp_path):

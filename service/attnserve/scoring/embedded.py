@@ -28,12 +28,14 @@ from attnserve.inference import model_config_pb2 as pb
 from attnserve.postprocess import combined_bam
 from attnserve.repository import VersionFiles, chosen_versions, look_at_model, read_version
 from attnserve.scoring.inputs import Reader
+from attnserve.scoring.inputs_files import scheme_of
 from attnserve.scoring.items import Item, Unreadable
 from attnserve.scoring.job import Settings
 from attnserve.scoring.rows import Scored
 from attnserve.session import CPU, ExplainingBackend, OnnxBackend, Provider, choose_provider
 
 _AHEAD = 3  # batches being read and decoded while one runs
+_FETCHERS = 8  # threads that read and decode what lies behind a URL: they wait most of the time
 _COLORMAP = "jet"
 
 
@@ -45,7 +47,7 @@ class Embedded:
         repository: The model repository.
         provider: `auto`, `cpu`, `cuda` or `tensorrt`.
         batch_size: Pictures run at once.
-        readers: Threads that read and decode.
+        decoders: Threads that read and decode what lies on a disk.
         limits: For every picture.
     """
 
@@ -53,7 +55,7 @@ class Embedded:
     settings: Settings
     provider: str
     batch_size: int
-    readers: int
+    decoders: int
     limits: DecodeLimits
 
     def open(self) -> EmbeddedScorer:
@@ -115,11 +117,13 @@ class EmbeddedScorer:
         self._wish = self._wish_of(settings)
         self._outputs = self._outputs_of(settings)
         self._reader = Reader(max_bytes=how.limits.max_bytes)
-        self._threads = ThreadPoolExecutor(how.readers, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(how.decoders, thread_name_prefix="decode")
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
 
     def close(self) -> None:
         """Let go of threads and files."""
-        self._threads.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
         self._reader.close()
         self._close()
 
@@ -139,13 +143,13 @@ class EmbeddedScorer:
         began = time.monotonic()
         size = self._how.batch_size
         batches = [items[start : start + size] for start in range(0, len(items), size)]
-        ahead: list[list[Future[_Read]]] = []
+        ahead: list[list[Future[list[_Read]]]] = []
         scored = Scored([], np.zeros((0, len(self._card.labels)), np.float32), {m: [] for m in self._how.settings.maps})
         parts, reading_s = [scored.probabilities], []
         for number in range(len(batches)):
             while len(ahead) < min(number + 1 + _AHEAD, len(batches)):
-                ahead.append([self._threads.submit(self._read, item) for item in batches[len(ahead)]])
-            found = [future.result() for future in ahead[number]]
+                ahead.append(self._begun(batches[len(ahead)]))
+            found = [each for piece in ahead[number] for each in piece.result()]
             ahead[number] = []
             reading_s += [each.seconds for each in found]
             scored.read_bytes += sum(each.size for each in found)
@@ -153,6 +157,14 @@ class EmbeddedScorer:
         scored.probabilities, scored.reading_s = np.concatenate(parts), reading_s
         scored.seconds = time.monotonic() - began
         return scored
+
+    def _begun(self, batch: Sequence[Item]) -> list[Future[list[_Read]]]:
+        """Reading and decoding a batch, under way; in few pieces: to hand one over costs as much as to read a file."""
+        pool, size = self._decoders, -(-len(batch) // self._how.decoders)
+        if any(scheme_of(item.file) for item in batch):
+            pool, size = self._fetchers, 1
+        pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return [pool.submit(lambda piece: [self._read(item) for item in piece], piece) for piece in pieces]
 
     def _read(self, item: Item) -> _Read:
         began = time.perf_counter()

@@ -211,9 +211,9 @@ def _embedded(options: Options) -> _Engine:
     batch = options.batch_size or min(files.config.max_batch_size or 1, _MOST_BATCH)
     on_cpu = choose_provider(options.provider) == CPU
     workers = options.workers or (available_cores() if on_cpu else 1)
-    readers = 2 if on_cpu else available_cores()  # whose decoding goes on while a batch runs
+    decoders = 1 if on_cpu else available_cores()  # each CPU worker has a core, which a second thread would not widen
     limits = DecodeLimits(options.max_image_bytes, options.max_image_pixels)
-    recipe = embedded.Embedded(repository, settings, options.provider, batch, readers, limits)
+    recipe = embedded.Embedded(repository, settings, options.provider, batch, decoders, limits)
     return _Engine(settings, files.labels, recipe, workers, batch * _CHUNK_BATCHES)
 
 

@@ -91,10 +91,6 @@ class Workers:
         again: list[_Chunk] = []
         more = True
         while True:
-            while window and window[0].result is not None:
-                chunk = window.popleft()
-                assert chunk.result is not None
-                yield chunk.items, chunk.result
             while len(self._busy) < self._count:
                 if again:
                     chunk = again.pop()
@@ -108,7 +104,11 @@ class Workers:
                 else:
                     break
                 self._start(chunk)
-            if self._busy:
+            if window and window[0].result is not None:  # taken once every worker has its next chunk
+                chunk = window.popleft()
+                assert chunk.result is not None
+                yield chunk.items, chunk.result
+            elif self._busy:
                 again += self._next_results()
             elif not window:
                 return
