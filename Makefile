@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms soak generate clean
+.PHONY: demo test test-full lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
+	soak soak-score generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -57,6 +58,14 @@ bench-gpu:
 ## soak: a hundred thousand requests of every kind; memory and open files must stay flat.
 soak: $(VENV)/.dev
 	$(BIN)/python tests/bench/soak.py
+
+## bench-score: batch scoring beside its ceiling and a PyTorch DataLoader loop; BENCH_ARGS="--pictures FOLDER --model MODEL".
+bench-score: $(VENV)/.dev
+	$(BIN)/python tests/bench/score.py $(BENCH_ARGS)
+
+## soak-score: a hundred thousand pictures through one scoring job; the memory of its processes must stay flat.
+soak-score: $(VENV)/.dev
+	$(BIN)/python tests/bench/soak_score.py
 
 ## bench-forms: what attention costs on a CPU, per depth and kind.
 bench-forms: $(VENV)/.dev

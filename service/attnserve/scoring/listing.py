@@ -22,6 +22,7 @@ from attnserve.scoring.items import Cell, Item, Place, Span
 VERSION = 1
 STRIDE = 256  # lines read at most to find one
 TAIL_BYTES = 20
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # which json.dumps would make anew for each line
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Listing:
 
 def _line(value: object) -> bytes:
     """ASCII, so that a name that is not UTF-8 survives."""
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return _ENCODER.encode(value).encode() + b"\n"
 
 
 def _file_out(item: Item) -> str | None:

@@ -27,6 +27,11 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def rss_mib(pid: int) -> float:
+    """Resident MiB of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
 def family(pid: int) -> list[int]:
     """The process and all below it."""
     found = [pid]
@@ -54,8 +59,7 @@ class Server:
 
     def rss_mib(self) -> float:
         """Resident MiB of all its processes; what they share counts once for each."""
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family(self.pid))
-        return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+        return sum(map(rss_mib, family(self.pid)))
 
 
 @contextmanager
