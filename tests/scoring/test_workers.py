@@ -30,6 +30,13 @@ class Puppet:
         return str(self.index)
 
 
+class DriverError(Exception):
+    """Cannot be made anew from its words."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+
+
 @dataclass(frozen=True)
 class PuppetRecipe:
     folder: Path
@@ -50,6 +57,8 @@ class PuppetScorer:
 
     def score(self, items) -> Scored:
         for item in items:
+            if item.do == "raise what cannot travel":
+                raise DriverError(403, "denied")
             if item.do == "raise":
                 raise ConfigError("the model has changed")
             if item.do == "die" or (item.do == "die once" and not (self._folder / "died").exists()):
@@ -124,6 +133,14 @@ def test_what_kills_every_worker_stops_the_job_and_is_named(tmp_path):
 def test_what_a_scorer_says_of_the_whole_job_is_raised(tmp_path, recipe, action, text):
     with Workers(PuppetRecipe(tmp_path, recipe), 1) as workers, pytest.raises(ConfigError, match=text):
         list(workers.scored(chunks(action)))
+
+
+def test_an_error_that_cannot_be_pickled_arrives_in_words(tmp_path):
+    with (
+        Workers(PuppetRecipe(tmp_path), 1) as workers,
+        pytest.raises(RuntimeError, match=r"^DriverError: 403: denied$"),
+    ):
+        list(workers.scored(chunks("raise what cannot travel")))
 
 
 def test_leaving_early_ends_the_workers_at_once(tmp_path):

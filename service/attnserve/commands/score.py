@@ -39,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"exit codes: 0 every row is written, with an error in place of the scores of a broken picture; "
         f"{TOO_MANY_ERRORS} more errors than --max-errors; {NOT_WHOLE} --verify found the output not whole; "
         f"{STOPPED} the server was away for too long, or a picture kills the workers: the same command goes on where "
-        f"this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 nothing could be begun; "
-        f"2 wrong usage"
+        f"this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 the input, the model or "
+        f"the output cannot be used; 2 wrong usage"
     )
     parser.add_argument("input", nargs="?", metavar="INPUT",
                         help="a folder, a glob, a manifest (.csv, .jsonl or .parquet with a column uri), tar shards,"

@@ -6,6 +6,7 @@ Owns processes and what happens where one dies; knows no file and no model.
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -178,7 +179,16 @@ def _work(recipe: Recipe, calls: Connection[Any, Any]) -> None:
                 scorer = scorer or recipe.open()
                 answer: object = scorer.score(items)
             except Exception as error:
-                answer = error
+                answer = _portable(error)
             calls.send(answer)
     if scorer is not None:
         scorer.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its words where it does not survive the way to another process, as many drivers' do not."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
