@@ -94,27 +94,29 @@ class Terminated(BaseException):
 
 def run(args: argparse.Namespace) -> int:
     """Score, or verify; returns the exit code."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))  # nothing is written yet
     try:
-        with _terminable():
-            return _run(args)
+        return _run(args)
     except Terminated:
-        print("attnserve score: terminated; the same command goes on from here", file=sys.stderr)
+        _warn("terminated; the same command goes on from here")
         return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Turns the first SIGTERM within the block into `Terminated`; later ones do not disturb the tidying up."""
+def _tidily_terminated() -> Iterator[None]:
+    """Raises `Terminated` in the block at the first SIGTERM; later ones do not disturb the tidying up.
+
+    Not for a block that imports: the start of a module in C turns any exception into an `ImportError`.
+    """
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, stop)
+    yield
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -174,7 +176,7 @@ def _score(args: argparse.Namespace, options: Options) -> int:
         publisher.watch(summary)
 
     try:
-        with publisher:
+        with _tidily_terminated(), publisher:
             summary = run(options, quiet=args.quiet, stdin=sys.stdin, watch=watch)
     except (TooManyErrors, ClientError, WorkerDied) as error:
         is_limit = isinstance(error, TooManyErrors)
