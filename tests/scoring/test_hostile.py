@@ -31,8 +31,8 @@ def wait_for(path: Path) -> None:
 
 
 def test_sigterm_ends_the_run_at_once_and_leaves_no_part_of_a_shard(score, embedded, make_photos, tmp_path, summary_of):
-    photos = make_photos(tmp_path / "in", 5000)
-    arguments = [photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 500]
+    photos = make_photos(tmp_path / "in", 3000)
+    arguments = [photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 300]
     with subprocess.Popen(score_command(*arguments, "--quiet"), stderr=subprocess.PIPE, text=True) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_for(tmp_path / "out/shard-00000.parquet")
@@ -46,8 +46,8 @@ def test_sigterm_ends_the_run_at_once_and_leaves_no_part_of_a_shard(score, embed
     assert parts_of(tmp_path / "out") == []
     assert not any(Path("/proc", worker, "exe").exists() for worker in workers)
     resumed = summary_of(score(*arguments, "--json"))
-    assert resumed["pictures"] == 5000
-    assert resumed["skipped"] >= 500
+    assert resumed["pictures"] == 3000
+    assert resumed["skipped"] >= 300
 
 
 def test_two_runs_at_once_on_one_output_leave_it_whole(score, embedded, make_photos, tmp_path):
@@ -69,7 +69,7 @@ def test_an_output_inside_the_input_is_not_taken_for_input(score, embedded, make
     assert (again["scored"], again["skipped"], again["of"]) == (0, 5, 5)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_do_not_matter(embedded, make_photos, tmp_path, closed):
     photos = make_photos(tmp_path / "in", 5)
     command = score_command(photos, "--output", tmp_path / "out", *embedded[:-1], "1")
