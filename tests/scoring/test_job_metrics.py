@@ -35,6 +35,8 @@ class Gateway(HTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.pushed: list[tuple[str, str, str]] = []
         self.status = 200
+        self.answers = threading.Event()
+        self.answers.set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         self.server.pushed.append((self.command, self.path, body))
+        self.server.answers.wait(10)
         self.send_response(self.server.status)
         self.end_headers()
 
@@ -129,6 +132,15 @@ def test_a_gateway_that_comes_back_is_said_once(gateway):
         pushed = len(gateway.pushed)
         wait_until(lambda: len(gateway.pushed) > pushed + 1)
     assert warnings[1:] == ["--pushgateway: works again"]
+
+
+def test_a_gateway_that_never_answers_does_not_hold_up_the_end(gateway):
+    gateway.answers.clear()
+    began = time.monotonic()
+    with Publisher(None, f"127.0.0.1:{gateway.server_port}", 7, pytest.fail, AT_THE_END, patience_s=0.2):
+        pass
+    assert time.monotonic() - began < 2
+    gateway.answers.set()
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_job_begins(tmp_path):

@@ -91,6 +91,7 @@ class Publisher:
         shard_index: Of the run; part of the gateway's grouping key, so that runs side by side do not overwrite each
             other.
         warn: Told once that something cannot be published, and once when it can be again.
+        patience_s: How long the end waits for a gateway, which may answer a byte at a time.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Publisher:
         shard_index: int,
         warn: Callable[[str], None],
         every_s: float = EVERY_S,
+        patience_s: float = 2 * PUSH_TIMEOUT_S,
     ) -> None:
         self._file, self._gateway, self._index = file, gateway, shard_index
-        self._warn, self._every_s = warn, every_s
+        self._warn, self._every_s, self._patience_s = warn, every_s, patience_s
         self._facts = _Facts(shard_index)
         self._registry = CollectorRegistry()
         self._registry.register(self._facts)
@@ -128,7 +130,7 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(self._patience_s)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
