@@ -65,8 +65,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="with --shard-count: which share of the shards is this run's (default:"
                              " JOB_COMPLETION_INDEX, which Kubernetes sets, else 0)")  # fmt: skip
     parser.add_argument("--shard-count", type=count, default=1, metavar="N", help="runs that share one output")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local",
+                        help="processes of this machine, or actors of Ray (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--ray-address", default="local", metavar="A",
+                        help="of the Ray cluster: local begins one here, auto finds the one that this machine is of,"
+                             " HOST:PORT (default: %(default)s)")  # fmt: skip
     parser.add_argument("--workers", type=count, default=0, metavar="N",
-                        help="processes (default: one per core; 2 with --target)")  # fmt: skip
+                        help="processes (default: one per core; 2 with --target) or Ray actors (as many as there is"
+                             " room for)")  # fmt: skip
     parser.add_argument("--batch-size", type=count, default=0, metavar="N",
                         help="pictures run at once (default: the model's, at most 32)")  # fmt: skip
     parser.add_argument(
@@ -145,6 +151,8 @@ def _options(args: argparse.Namespace) -> Options:
         shard_rows=args.shard_rows,
         shard_index=_shard_index(args, os.environ),
         shard_count=args.shard_count,
+        engine=args.engine,
+        ray_address=args.ray_address,
         workers=args.workers,
         batch_size=args.batch_size,
         provider=args.provider,

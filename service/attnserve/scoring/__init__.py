@@ -2,8 +2,8 @@
 
 Reading order: `items` (the noun), `inputs` (with `inputs_*`: what can be named, and how it is read), `listing` (the
 input written down), `job` (what is to be done), `store` (where it goes), `rows` (what is written), `embedded` and
-`remote` (who scores), `workers` (side by side), `shards`, `progress`, `run` (which joins them), `job_metrics` and
-`report` (what is told of it), `verify` and `scores`.
+`remote` (who scores), `workers` (side by side), `shards`, `shard_writer` and `ray_engine` (on many machines),
+`progress`, `run` (which joins them), `job_metrics` and `report` (what is told of it), `verify` and `scores`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def score(
         quiet: Show no progress on stderr.
         options: As of the command line, with `_` for `-`: `target` or `model_repository`, and any of `version`,
             `top_k`, `full_probabilities`, `maps` (a sequence), `map_form`, `shard_rows`, `shard_index`, `shard_count`,
-            `workers`, `batch_size`, `provider`, `priority`, `max_errors`, `patience_s`, `max_image_bytes`,
-            `max_image_pixels`.
+            `engine`, `ray_address`, `workers`, `batch_size`, `provider`, `priority`, `max_errors`, `patience_s`,
+            `max_image_bytes`, `max_image_pixels`.
 
     Raises:
         ConfigError: The input, the model or the output cannot be used, or the output is another job's.

@@ -19,6 +19,7 @@ from attnserve import heat, model_config
 from attnserve.card import GRADCAM, Card, Explanation, Site
 from attnserve.codec.maps import png
 from attnserve.contract import Backend
+from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, Picture, picture_from_bytes, prepare
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError, InvalidArgument
@@ -47,7 +48,7 @@ class Embedded:
         repository: The model repository.
         provider: `auto`, `cpu`, `cuda` or `tensorrt`.
         batch_size: Pictures run at once.
-        decoders: Threads that read and decode what lies on a disk.
+        decoders: Threads that read and decode what lies on a disk; 0: as many as there are cores where it is opened.
         limits: For every picture.
     """
 
@@ -117,7 +118,7 @@ class EmbeddedScorer:
         self._wish = self._wish_of(settings)
         self._outputs = self._outputs_of(settings)
         self._reader = Reader(max_bytes=how.limits.max_bytes)
-        self._decoders = ThreadPoolExecutor(how.decoders, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(how.decoders or available_cores(), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
 
     def close(self) -> None:

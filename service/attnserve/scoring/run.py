@@ -1,11 +1,13 @@
 """Runs a job: lists the input, finds what is left to do, has it scored and written, and sums up.
 
 INPUT -> Listing -> Job -> chunks of the shards that are left -> Workers -> shards in the Store -> Summary
+                           or the shards that are left -> Ray actors ---^
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,17 +18,19 @@ from attnserve.client import Client
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits
 from attnserve.errors import AttnserveError, ConfigError
-from attnserve.scoring import embedded, remote, shards
+from attnserve.scoring import embedded, ray_engine, remote, shards
 from attnserve.scoring.inputs import listed
 from attnserve.scoring.job import Job, Settings
 from attnserve.scoring.listing import Listing
 from attnserve.scoring.progress import Progress
 from attnserve.scoring.rows import Tally
+from attnserve.scoring.shard_writer import Task
 from attnserve.scoring.store import Store, store_of
 from attnserve.scoring.workers import Recipe, Workers
 from attnserve.session import CPU, choose_provider
 
 MIB = 1 << 20
+ENGINES = ("local", "ray")
 _CHUNK_BATCHES = 8  # handed to a worker at once: its pipeline fills up and empties once for each
 _MOST_BATCH = 32  # larger ones gain little
 _REMOTE_CHUNK = 128  # all of whose files are held at once
@@ -55,6 +59,8 @@ class Options:
     shard_rows: int = 10_000
     shard_index: int = 0
     shard_count: int = 1
+    engine: str = "local"
+    ray_address: str = ray_engine.LOCAL
     workers: int = 0
     batch_size: int = 0
     provider: str = "auto"
@@ -67,6 +73,8 @@ class Options:
     def __post_init__(self) -> None:
         if (self.target is None) == (self.model_repository is None):
             raise ConfigError("give --target HOST:PORT or --model-repository DIR, not both: who scores the pictures")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if not 0 <= self.shard_index < self.shard_count:
             raise ConfigError(f"shard_index must be within 0..{self.shard_count - 1}, got {self.shard_index}")
         for name in ("workers", "batch_size", "max_errors"):
@@ -111,13 +119,19 @@ Watch = Callable[[Summary], object]
 
 @dataclass(frozen=True)
 class _Engine:
-    """Who scores: how scorers are made, how many at once, and how much each is given."""
+    """Who scores: how scorers are made, how many at once, and how much each is given.
+
+    Attributes:
+        workers: 0, with Ray only, is as many as there is room for.
+        gpus: For each of them, where it runs.
+    """
 
     settings: Settings
     labels: tuple[str, ...]
     recipe: Recipe
     workers: int
     chunk: int
+    gpus: int = 0
 
 
 def run(
@@ -175,18 +189,41 @@ def _score(
         summary.tally.add(part)
         summary.pictures_left -= part.rows
         tell()
+        check_errors()
+
+    def check_errors() -> None:
         if options.max_errors is not None and summary.tally.errors > options.max_errors:
             raise TooManyErrors(f"more than {options.max_errors} pictures failed (--max-errors)")
 
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"attnserve score: {text}", file=sys.stderr)
+
+    def wrote() -> None:
+        summary.shards_done, summary.shards_left = summary.shards_done + 1, summary.shards_left - 1
+        tell()
+
+    check_errors()
     summary.pictures_left = sum(len(job.rows_of(shard)) for shard in left)
     summary.shards_done, summary.shards_left = len(mine) - len(left), len(left)
     tell()
-    with Progress(summary.pictures_left, quiet=quiet) as progress, Workers(engine.recipe, engine.workers) as workers:
-        results = workers.scored(shards.chunks(job, left, listing.items, engine.chunk))
-        for shard in left:
-            shards.write(store, job, shard, engine.labels, results, heard)
-            summary.shards_done, summary.shards_left = summary.shards_done + 1, summary.shards_left - 1
-            tell()
+    with Progress(summary.pictures_left, quiet=quiet) as progress:
+        if options.engine == "ray" and left:
+            output = options.output if "://" in options.output else os.path.abspath(options.output)
+            task = Task(engine.recipe, job, engine.labels, output, engine.chunk)
+            cluster = ray_engine.Cluster(options.ray_address, engine.workers, engine.gpus, options.patience_s)
+
+            def heard_whole(part: Tally) -> None:
+                heard(part)
+                wrote()
+
+            ray_engine.score(task, cluster, left, listing.items, heard_whole, say)
+            return
+        with Workers(engine.recipe, engine.workers) as workers:
+            results = workers.scored(shards.chunks(job, left, listing.items, engine.chunk))
+            for shard in left:
+                shards.write(store, job, shard, engine.labels, results, heard)
+                wrote()
 
 
 def _settings(options: Options, version: str, card_digest: str) -> Settings:
@@ -209,12 +246,16 @@ def _embedded(options: Options) -> _Engine:
     settings = _settings(options, files.key.version, files.card.digest)
     embedded.check_maps(settings, files.card)
     batch = options.batch_size or min(files.config.max_batch_size or 1, _MOST_BATCH)
-    on_cpu = choose_provider(options.provider) == CPU
-    workers = options.workers or (available_cores() if on_cpu else 1)
-    decoders = 1 if on_cpu else available_cores()  # each CPU worker has a core, which a second thread would not widen
+    if by_ray := options.engine == "ray":  # what the nodes have, this machine does not know
+        on_cpu = options.provider in ("auto", "cpu")
+    else:
+        on_cpu = choose_provider(options.provider) == CPU
+    workers = options.workers or (0 if by_ray else available_cores() if on_cpu else 1)
+    decoders = 1 if on_cpu else 0  # each CPU worker has a core, which a second thread would not widen
     limits = DecodeLimits(options.max_image_bytes, options.max_image_pixels)
-    recipe = embedded.Embedded(repository, settings, options.provider, batch, decoders, limits)
-    return _Engine(settings, files.labels, recipe, workers, batch * _CHUNK_BATCHES)
+    provider = "cpu" if on_cpu else options.provider
+    recipe = embedded.Embedded(repository.absolute(), settings, provider, batch, decoders, limits)
+    return _Engine(settings, files.labels, recipe, workers, batch * _CHUNK_BATCHES, int(not on_cpu))
 
 
 def _remote(options: Options) -> _Engine:
