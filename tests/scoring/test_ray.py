@@ -124,6 +124,14 @@ def test_what_kills_every_actor_stops_the_job_and_is_named(job, tmp_path):
     assert not list(tmp_path.glob("shard-*.parquet"))
 
 
+def test_too_many_errors_stop_the_actors_without_a_fuss(score, job, tmp_path):
+    stopped = score(*job, "--output", tmp_path, "--engine", "ray", "--max-errors", 0)
+    assert stopped.returncode == 3
+    assert "more than 0 pictures failed (--max-errors)" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert len(list(tmp_path.glob("shard-*.parquet"))) < SHARDS
+
+
 def test_a_ray_that_is_not_there_or_too_small_is_said_at_once(score, job, tmp_path):
     for flags, text in (
         (["--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1: "),

@@ -286,6 +286,7 @@ def test_max_errors_stops_and_a_higher_one_goes_on(score, embedded, photos, tmp_
     assert 0 < len(list(tmp_path.glob("*.parquet"))) < 5
     resumed = summary_of(score(*arguments, "--max-errors", 2, "--json"))
     assert (resumed["pictures"], resumed["errors"]) == (203, 2)
+    assert score(*arguments, "--max-errors", 1).returncode == 3  # whoever wrote those shards
 
 
 @pytest.mark.parametrize(("flags", "text"), [
