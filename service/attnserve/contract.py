@@ -52,8 +52,11 @@ class Timings:
 class Inbox(Protocol):
     """The thread of a transport, as the core sees it."""
 
-    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Run the jobs on that thread, soon and in order, with at most one wake-up. From any thread; never blocks."""
+    def post(self, jobs: Sequence[Callable[[], None]], *, idle: bool = False) -> None:
+        """Run the jobs on that thread, soon and in order, with at most one wake-up. From any thread; never blocks.
+
+        A thread that is `idle` has nothing else to do: where it may stand in for the inbox's, it runs them itself.
+        """
 
 
 class Backend(Protocol):

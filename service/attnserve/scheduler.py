@@ -192,7 +192,8 @@ class Scheduler:
             if outputs is not None:
                 self._queue.table.observe(batch.rows, infer_s)
             done = self._settle(batch, outputs, started, infer_s)
-        _deliver(done)
+            idle = not self._queue.rows
+        _deliver(done, idle=idle)
 
     def _settle(self, batch: Batch[Entry], outputs: Outputs | None, started: float, infer_s: float) -> list[Entry]:
         """Give each entry its rows (or the failure); returns the entries that are now complete."""
@@ -234,7 +235,7 @@ def _wanted_by(batch: Batch[Entry]) -> list[str]:
     return list(dict.fromkeys(name for entry, _, _ in batch.slices for name in entry.outputs))
 
 
-def _deliver(entries: Sequence[Entry]) -> None:
+def _deliver(entries: Sequence[Entry], *, idle: bool = False) -> None:
     """Hand finished entries to their inboxes, one wake-up each."""
     by_inbox: dict[int, tuple[Inbox, list[Callable[[], None]]]] = {}
     for entry in entries:
@@ -244,7 +245,7 @@ def _deliver(entries: Sequence[Entry]) -> None:
         by_inbox.setdefault(id(entry.inbox), (entry.inbox, []))[1].append(partial(entry.on_finished, entry))
     for inbox, jobs in by_inbox.values():
         try:
-            inbox.post(jobs)
+            inbox.post(jobs, idle=idle)
         except Exception:  # a transport that is gone must not take the others' answers with it
             log.exception("an inbox refused %d finished requests", len(jobs))
 

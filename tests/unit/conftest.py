@@ -69,10 +69,12 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.posts: list[int] = []
+        self.idle: list[bool] = []  # of each post, whether who posted had nothing else to do
         self._unread: queue.Queue[list[Callable[[], None]]] = queue.Queue()
 
-    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
+    def post(self, jobs: Sequence[Callable[[], None]], *, idle: bool = False) -> None:
         self.posts.append(len(jobs))
+        self.idle.append(idle)
         self._unread.put(list(jobs))
 
     def open(self) -> None:

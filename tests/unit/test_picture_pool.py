@@ -207,7 +207,7 @@ def test_parts_that_cannot_be_joined_fail_the_call_and_the_thread_goes_on(pool, 
 
 def test_an_inbox_that_refuses_does_not_take_the_thread_with_it(pool, easel, submit, ask, caplog):
     class Gone:
-        def post(self, _):
+        def post(self, _, *, idle=False):  # noqa: ARG002
             raise RuntimeError("the loop is closed")
 
     pool.submit(easel.drawing("a"), ask(inbox=Gone()).call, pytest.fail)

@@ -63,6 +63,18 @@ class Instant:
         return self._compute(images, outputs)
 
 
+def test_a_worker_says_that_it_is_idle_once_nothing_waits(start_scheduler, new_entry, puppet, mailbox):
+    scheduler = start_scheduler(puppet, max_batch_size=1)
+    scheduler.submit(new_entry(1))
+    run = puppet.next()
+    scheduler.submit(new_entry(2))
+    run.finish()
+    puppet.next().finish()
+    mailbox.open()
+    mailbox.open()
+    assert mailbox.idle == [False, True]
+
+
 def test_an_entry_is_answered_with_its_own_rows(start_scheduler, new_entry, puppet, mailbox, answered):
     scheduler = start_scheduler(puppet)
     entry = new_entry(7, 8, outputs=("probabilities", "logits"))
@@ -365,7 +377,7 @@ def test_an_inbox_that_refuses_does_not_take_the_others_answers_with_it(
     start_scheduler, new_entry, puppet, mailbox, answered, caplog
 ):
     class Gone:
-        def post(self, _) -> None:
+        def post(self, _, *, idle=False) -> None:  # noqa: ARG002
             raise RuntimeError("Event loop is closed")
 
     scheduler = start_scheduler(puppet)
@@ -594,7 +606,7 @@ def test_a_hundred_thousand_cancellations_inside_batches_never_touch_a_batch_mat
     finished = threading.Semaphore(0)
 
     class Direct:
-        def post(self, jobs) -> None:
+        def post(self, jobs, *, idle=False) -> None:  # noqa: ARG002
             for job in jobs:
                 job()
                 finished.release()
@@ -642,7 +654,7 @@ def test_one_image_alone_equals_the_same_image_in_any_batch(entries, max_batch_s
         def __init__(self) -> None:
             self.done = threading.Semaphore(0)
 
-        def post(self, jobs) -> None:
+        def post(self, jobs, *, idle=False) -> None:  # noqa: ARG002
             for job in jobs:
                 job()
                 self.done.release()
@@ -699,7 +711,7 @@ class Tally:
         self._clock = clock
         self._lock = threading.Lock()
 
-    def post(self, jobs) -> None:
+    def post(self, jobs, *, idle=False) -> None:  # noqa: ARG002
         for job in jobs:
             job()
 

@@ -129,3 +129,45 @@ def test_every_job_of_every_thread_runs_once_in_its_order_and_alone():
         thread.join(20)
     assert together == []
     assert all(numbers == list(range(2000)) for numbers in ran.values())
+
+
+def test_an_idle_thread_does_what_it_posts_itself_and_what_waited_before():
+    inbox, ran = SharedInbox(), []
+    inbox.post([lambda: ran.append("before")])
+    inbox.post([lambda: ran.append(threading.current_thread())], idle=True)
+    assert ran == ["before", threading.current_thread()]
+
+
+def test_an_idle_thread_leaves_what_comes_meanwhile_to_the_one_that_is_there_for_it():
+    inbox, ran, done = SharedInbox(), [], threading.Event()
+
+    def bring() -> None:
+        ran.append(threading.current_thread())
+        inbox.run(lambda: (ran.append(threading.current_thread()), done.set()))
+
+    inbox.post([bring], idle=True)
+    assert ran == [threading.current_thread()]
+    thread = threading.Thread(target=inbox.run_posted)
+    thread.start()
+    assert done.wait(20)
+    inbox.close()
+    thread.join(20)
+    assert ran == [threading.current_thread(), thread]
+
+
+def test_an_idle_thread_leaves_its_jobs_to_whoever_has_the_turn():
+    inbox, ran = SharedInbox(), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    thread = threading.Thread(target=inbox.run, args=(slow,))
+    thread.start()
+    assert begun.wait(20)
+    inbox.post([lambda: ran.append(threading.current_thread())], idle=True)
+    assert ran == []
+    go_on.set()
+    thread.join(20)
+    assert ran == [thread]

@@ -18,7 +18,7 @@ class LoopInbox:
         self._jobs: deque[Callable[[], None]] = deque()
         self._woken = False
 
-    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
+    def post(self, jobs: Sequence[Callable[[], None]], *, idle: bool = False) -> None:  # noqa: ARG002
         """See `Inbox`."""
         self._jobs.extend(jobs)
         if not self._woken:

@@ -27,9 +27,17 @@ class SharedInbox:
         self._calls: SimpleQueue[bool] = SimpleQueue()  # True to look, False to end
         self._called = False
 
-    def post(self, jobs: Sequence[Callable[[], None]]) -> None:
+    def post(self, jobs: Sequence[Callable[[], None]], *, idle: bool = False) -> None:
         """See `Inbox`."""
         self._jobs.extend(jobs)
+        if idle and self._turn.acquire(blocking=False):
+            try:
+                for _ in range(len(self._jobs)):  # and not those that come meanwhile: a worker has other work to do
+                    self._do(self._jobs.popleft())
+            finally:
+                self._turn.release()
+            if not self._jobs:
+                return
         if not (self._called or self._turn.locked()):  # who has the turn looks again after having given it back
             self._called = True
             self._calls.put(True)
