@@ -30,8 +30,7 @@ def make_photos(test_set) -> Callable[..., Path]:
             path = folder / f"{number:05d}.png"
             Image.fromarray(images[number % len(images)]).save(path, compress_level=1)
             if broken and number % broken == broken - 1:
-                data = path.read_bytes()
-                path.write_bytes(data[: len(data) // 2])
+                path.write_bytes(path.read_bytes()[:100])  # of 213 or more: at 200 some still decode
         return folder
 
     return make

@@ -177,17 +177,17 @@ def killed_again_and_again(times: int, arguments: list, seed: int) -> int:
     return alive
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("times", "count"), [(4, 4000), pytest.param(30, 60_000, marks=pytest.mark.full)])
 def test_a_run_that_is_killed_and_resumed_leaves_byte_for_byte_the_rows_of_one_that_was_not(
-    score, embedded, make_photos, rows_of, tmp_path, summary_of, times
+    score, embedded, make_photos, rows_of, tmp_path, summary_of, times, count
 ):
-    photos = make_photos(tmp_path / "in", 1000 * times, broken=333)
+    photos = make_photos(tmp_path / "in", count, broken=333)
     arguments = [photos, *embedded, "--shard-rows", 300, "--output"]
     assert killed_again_and_again(times, [*arguments, tmp_path / "killed"], times) > times / 2
     resumed = summary_of(score(*arguments, tmp_path / "killed", "--json"))
     undisturbed = summary_of(score(*arguments, tmp_path / "whole", "--json"))
     assert resumed["labels"] == undisturbed["labels"]
-    assert resumed["errors"] == undisturbed["errors"] == 1000 * times // 333
+    assert resumed["errors"] == undisturbed["errors"] == count // 333
     killed, whole = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")
     assert killed.equals(whole)
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
