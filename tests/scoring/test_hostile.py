@@ -50,6 +50,25 @@ def test_sigterm_ends_the_run_at_once_and_leaves_no_part_of_a_shard(score, embed
     assert resumed["skipped"] >= 300
 
 
+def test_an_input_that_goes_away_stops_the_run_and_is_no_picture_s_fault(
+    score, embedded, make_photos, tmp_path, summary_of
+):
+    photos = make_photos(tmp_path / "in", 4000)
+    arguments = [photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 200]
+    with subprocess.Popen(score_command(*arguments), stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not list((tmp_path / "out").glob("*.parquet")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        photos.rename(tmp_path / "elsewhere")
+        assert process.wait(60) == 5
+        assert f"{photos} is not there any more; the same command goes on" in process.stderr.read()
+    (tmp_path / "elsewhere").rename(photos)
+    resumed = summary_of(score(*arguments, "--json"))
+    assert (resumed["pictures"], resumed["errors"]) == (4000, 0)
+    assert resumed["skipped"] > 0
+
+
 def test_two_runs_at_once_on_one_output_leave_it_whole(score, embedded, make_photos, tmp_path):
     photos = make_photos(tmp_path / "in", 1000)
     command = score_command(photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 100, "--json")

@@ -38,9 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"exit codes: 0 every row is written, with an error in place of the scores of a broken picture; "
         f"{TOO_MANY_ERRORS} more errors than --max-errors; {NOT_WHOLE} --verify found the output not whole; "
-        f"{STOPPED} the server was away for too long, or a picture kills the workers: the same command goes on where "
-        f"this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 the input, the model or "
-        f"the output cannot be used; 2 wrong usage"
+        f"{STOPPED} the server was away for too long, the input's folder is gone, or a picture kills the workers: the "
+        f"same command goes on where this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 the "
+        f"input, the model or the output cannot be used; 2 wrong usage"
     )
     parser.add_argument("input", nargs="?", metavar="INPUT",
                         help="a folder, a glob, a manifest (.csv, .jsonl or .parquet with a column uri), tar shards,"
@@ -167,6 +167,7 @@ def _options(args: argparse.Namespace) -> Options:
 def _score(args: argparse.Namespace, options: Options) -> int:
     """Score with everything that listens; prints what came of it."""
     from attnserve.client import ClientError
+    from attnserve.scoring.items import InputGone
     from attnserve.scoring.job_metrics import Publisher
     from attnserve.scoring.run import TooManyErrors, run
     from attnserve.scoring.workers import WorkerDied
@@ -186,7 +187,7 @@ def _score(args: argparse.Namespace, options: Options) -> int:
     try:
         with _tidily_terminated(), publisher:
             summary = run(options, quiet=args.quiet, stdin=sys.stdin, watch=watch)
-    except (TooManyErrors, ClientError, WorkerDied) as error:
+    except (TooManyErrors, ClientError, InputGone, WorkerDied) as error:
         is_limit = isinstance(error, TooManyErrors)
         _warn(f"{error}" if is_limit else f"{error}; the same command goes on from here")
         _write_report(report, so_far, options, str(error))

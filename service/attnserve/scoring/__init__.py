@@ -45,6 +45,7 @@ def score(
         ConfigError: The input, the model or the output cannot be used, or the output is another job's.
         TooManyErrors: `max_errors` is exceeded; a run with a higher limit goes on from there.
         ClientError: The server was away for longer than `patience_s`; so does a later run.
+        InputGone: The folder of the input is not there any more.
         WorkerDied: A picture kills whoever decodes it.
     """
     from attnserve.scoring.run import Options, run

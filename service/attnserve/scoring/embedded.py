@@ -118,7 +118,8 @@ class EmbeddedScorer:
         self._wish = self._wish_of(settings)
         self._outputs = self._outputs_of(settings)
         self._reader = Reader(max_bytes=how.limits.max_bytes)
-        self._decoders = ThreadPoolExecutor(how.decoders or available_cores(), thread_name_prefix="decode")
+        self._readers = how.decoders or available_cores()
+        self._decoders = ThreadPoolExecutor(self._readers, thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class EmbeddedScorer:
 
     def _begun(self, batch: Sequence[Item]) -> list[Future[list[_Read]]]:
         """Reading and decoding a batch, under way; in few pieces: to hand one over costs as much as to read a file."""
-        pool, size = self._decoders, -(-len(batch) // self._how.decoders)
+        pool, size = self._decoders, -(-len(batch) // self._readers)
         if any(scheme_of(item.file) for item in batch):
             pool, size = self._fetchers, 1
         pieces = [batch[start : start + size] for start in range(0, len(batch), size)]

@@ -5,9 +5,14 @@ Owns the nouns that the listing, the readers and the job share; opens nothing.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class InputGone(Exception):
+    """The folder of the input is not there: it was unmounted or moved, and none of its pictures is to blame."""
 
 
 class Unreadable(Exception):
@@ -60,6 +65,13 @@ class Item:
     file: str
     place: Place = None
     mount: int = 0
+
+
+def check_there(item: Item) -> None:
+    """Raise `InputGone` where the item's input is a local folder that is not there."""
+    folder = item.uri[: item.mount]
+    if folder and "\\" not in folder and not os.path.isdir(folder):  # one with a backslash may be named otherwise
+        raise InputGone(f"{folder.rstrip('/')} is not there any more")
 
 
 def printable(text: str) -> str:

@@ -69,7 +69,7 @@ def _facts(summary: Summary, options: Options, date: str) -> str:
     facts = {
         "model": f"{text(settings.model)} version {text(settings.version)}",
         "card": f"<code>{text(settings.card_digest)}</code>",
-        "scored by": text(f"the server {options.target}" if options.target else "processes of this machine"),
+        "scored by": text(_scorers(options)),
         "input": f"{text(options.input)}, {job.count:,} pictures",
         "input's digest": f"<code>{text(job.input_digest)}</code>",
         "output": text(options.output),
@@ -80,6 +80,14 @@ def _facts(summary: Summary, options: Options, date: str) -> str:
         "made": text(date),
     }
     return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>\n" for name, value in facts.items()) + "</dl>"
+
+
+def _scorers(options: Options) -> str:
+    if options.target:
+        return f"the server {options.target}"
+    return (
+        f"actors of a Ray cluster ({options.ray_address})" if options.engine == "ray" else "processes of this machine"
+    )
 
 
 def _columns(summary: Summary) -> str:

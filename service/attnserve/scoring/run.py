@@ -147,6 +147,7 @@ def run(
         ConfigError: The input, the model or the output cannot be used.
         TooManyErrors: `max_errors` is exceeded; what is written stays, and a run with a higher limit goes on.
         ClientError: The server was away for longer than `patience_s`.
+        InputGone: The folder of the input is not there any more.
         WorkerDied: A picture kills whoever decodes it.
     """
     began = time.monotonic()

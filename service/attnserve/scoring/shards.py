@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attnserve.errors import ConfigError
-from attnserve.scoring.items import Item
+from attnserve.scoring.items import Item, check_there
 from attnserve.scoring.job import Job, shard_name
 from attnserve.scoring.rows import RowDigest, Scored, Tally, read_metadata, schema, shard_metadata, table, tally
 from attnserve.scoring.store import Store
@@ -69,6 +69,8 @@ def write(
     ):
         while counted.rows < len(rows):
             items, scored = next(results)
+            if any(scored.errors):
+                check_there(items[-1])
             assert items[0].index == rows.start + counted.rows
             piece = table(items, scored, labels, job.settings)
             digest.add(piece)
