@@ -44,12 +44,24 @@ def begun(arguments: list) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def holder_of(path: Path) -> int | None:
+    """A process that has the file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(descriptor) == str(path):
+                return int(descriptor.parts[2])
+        except OSError:  # it is gone, or another user's
+            continue
+    return None
+
+
 def actor_at_work(output: Path, process: subprocess.Popen[str]) -> int | None:
-    """The process that writes a shard, by the name of its unfinished file; None once the command has ended."""
+    """A process that has an unfinished shard open; None once the command has ended."""
     end = time.monotonic() + 60
     while process.poll() is None:
         for part in output.glob(".part-shard-*"):
-            return int(part.name.rpartition("-")[2])
+            if (holder := holder_of(part)) is not None:
+                return holder
         assert time.monotonic() < end, "no actor writes"
         time.sleep(0.005)
     return None
