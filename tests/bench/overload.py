@@ -142,7 +142,7 @@ def capacity_of(target: str, args: argparse.Namespace, payload: bytes) -> float:
     return asyncio.run(run())
 
 
-def serve(engine_ms: float) -> None:
+def serve(engine_ms: float, transport: str) -> None:
     """The server, its engine slowed down; runs until it is told to stop."""
     from attnserve import engines
     from attnserve.config import ServeConfig
@@ -168,6 +168,7 @@ def serve(engine_ms: float) -> None:
         model_repository=repository,
         grpc_address=local,
         http_address=local,
+        transport=transport,
         model_control_mode="explicit",
         load_models=MODEL,
         workers=WORKERS if engine_ms else 0,
@@ -183,16 +184,17 @@ def main() -> None:
     parser.add_argument("--engine-ms", type=float, default=80.0)
     parser.add_argument("--deadline-ms", type=float, default=1000.0)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--transport", default="grpcio")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--images", type=int, default=1, help="of one request")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.engine_ms)
+        serve(args.engine_ms, args.transport)
     pixels = pb.RawImage(pixels=bytes(28 * 28 * 3), height=28, width=28)
     payload = pb.ClassifyRequest(model=MODEL, images=[pb.Image(raw=pixels)] * args.images, top_k=1).SerializeToString()
-    command = [sys.executable, __file__, "--serve", "--engine-ms", str(args.engine_ms)]
+    command = [sys.executable, __file__, "--serve", "--engine-ms", str(args.engine_ms), "--transport", args.transport]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         target = json.loads(server.stdout.readline())["grpc"]
