@@ -126,6 +126,7 @@ def test_a_run_whose_coordinator_is_killed_goes_on_by_shard_and_leaves_no_proces
     assert score("--verify", tmp_path).returncode == 0
 
 
+@pytest.mark.full
 def test_what_kills_every_actor_stops_the_job_and_is_named(job, tmp_path):
     with begun([*job, "--output", tmp_path, "--workers", 1]) as process:
         while (actor := actor_at_work(tmp_path, process)) is not None:
@@ -136,6 +137,7 @@ def test_what_kills_every_actor_stops_the_job_and_is_named(job, tmp_path):
     assert not list(tmp_path.glob("shard-*.parquet"))
 
 
+@pytest.mark.full
 def test_too_many_errors_stop_the_actors_without_a_fuss(score, job, tmp_path):
     stopped = score(*job, "--output", tmp_path, "--engine", "ray", "--max-errors", 0)
     assert stopped.returncode == 3
