@@ -17,7 +17,7 @@ from typing import Generic
 
 from attnserve.contract import W
 
-_COMPACT_ABOVE = 64  # numbers of entries that left, in a client's heap, besides as many that wait
+_COMPACT_ABOVE = 64  # entries that left, in a client's heap, or turns that are over, besides as many that wait
 _MOST_ABSENT = 1024  # clients that have nothing queued and whose standing is remembered
 _MOST_COUNTED = 128  # clients that one estimate looks at: it is asked for each request, refused ones too
 
@@ -148,6 +148,9 @@ class FairQueue(Generic[W]):
         if line.turn is None or line.turn[:3] != place:
             line.turn = (*place, next(self._serials), line)
             heappush(self._turns, line.turn)
+            if len(self._turns) > 2 * max(_COMPACT_ABOVE, self.clients):
+                self._turns = [turn for client in self._since if (turn := self._lines[client].turn)]
+                heapify(self._turns)
 
     def _forget(self) -> None:
         """Forget the standing of clients that are away: all of them once nobody is there to compare with."""

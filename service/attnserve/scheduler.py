@@ -240,7 +240,11 @@ def _deliver(entries: Sequence[Entry], *, idle: bool = False) -> None:
     by_inbox: dict[int, tuple[Inbox, list[Callable[[], None]]]] = {}
     for entry in entries:
         if entry.error is None:
-            entry.result = _joined(entry.parts)
+            try:
+                entry.result = _joined(entry.parts)
+            except Exception:  # for want of memory, say; the thread and the other answers must not go with it
+                log.exception("the parts of a result could not be joined")
+                entry.error = Internal("inference failed")
         entry.parts = []
         by_inbox.setdefault(id(entry.inbox), (entry.inbox, []))[1].append(partial(entry.on_finished, entry))
     for inbox, jobs in by_inbox.values():

@@ -266,16 +266,21 @@ def test_nothing_is_lost_while_the_server_restarts(score, server_process, make_p
 
 
 def test_a_server_that_stays_away_stops_the_job_which_goes_on_later(
-    score, server_process, photos, tmp_path, summary_of
+    score, server_process, make_photos, tmp_path, summary_of
 ):
-    server = server_process()
-    arguments = [photos, "--output", tmp_path, "--model", MODEL, "--target", server.grpc, "--shard-rows", 50]
-    server.stop()
-    gone = score(*arguments, "--patience-s", 1)
-    assert gone.returncode == 5, gone.stderr
-    assert "the same command goes on from here" in gone.stderr
+    photos, server = make_photos(tmp_path / "in", 4000), server_process()
+    arguments = [photos, "--output", tmp_path / "out", "--model", MODEL, "--target", server.grpc, "--shard-rows", 200]
+    with subprocess.Popen(score_command(*arguments, "--patience-s", 1), stderr=subprocess.PIPE, text=True) as job:
+        end = time.monotonic() + 60
+        while not list((tmp_path / "out").glob("*.parquet")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        server.kill()
+        assert job.wait(60) == 5
+        assert "UNAVAILABLE" in (said := job.stderr.read())
+        assert "the same command goes on from here" in said
     server = server_process("--grpc-address", server.grpc)
-    assert summary_of(score(*arguments, "--json"))["pictures"] == 203
+    assert summary_of(score(*arguments, "--json"))["pictures"] == 4000
     server.stop()
 
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from attnserve.batch_queue import BatchQueue, Policy
 from attnserve.contract import Batch, Entry, Slice
 from attnserve.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument
+from attnserve.fair_queue import FairQueue
 from attnserve.latency_table import LatencyTable
 
 
@@ -117,6 +118,24 @@ def test_whoever_had_less_goes_before_a_request_as_large(new_entry, queue_of):
     queue.put(new_entry(3, 3, 3, 3, client="first"), now=0)
     queue.put(new_entry(4, 4, 4, client="newcomer"), now=0)
     assert [values(queue.take(now=0)[0]) for _ in range(3)] == [[4, 4, 4, 2], [2, 2, 2, 3], [3, 3, 3]]
+
+
+def test_turns_that_are_over_are_not_kept(new_entry):
+    queue = FairQueue(longest_turn=8)
+    waiting = iter(range(10**6))
+
+    def put(client, *values, deadline=math.inf):
+        entry = new_entry(*values, client=client, deadline=deadline)
+        entry.order = next(waiting)
+        queue.put(entry, now=0)
+        return entry
+
+    first = put("first", 1)
+    put("hostile", *[2] * 100)
+    for _ in range(5000):
+        queue.discard(put("hostile", 3, deadline=1.0))
+    assert len(queue._turns) < 300
+    assert queue.peek() is first
 
 
 def test_within_a_round_the_most_urgent_client_goes_first(new_entry, queue_of):

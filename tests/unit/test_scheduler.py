@@ -63,6 +63,31 @@ class Instant:
         return self._compute(images, outputs)
 
 
+class Widening:
+    """A backend whose rows get longer with every run, so that the parts of one result do not fit together."""
+
+    outputs = ("probabilities",)
+
+    def __init__(self) -> None:
+        self._runs = 0
+
+    def run(self, images, outputs):
+        self._runs += 1
+        return {name: np.zeros((len(images), self._runs), np.float32) for name in outputs}
+
+
+def test_a_result_that_cannot_be_joined_fails_alone_and_the_worker_goes_on(start_scheduler, new_entry, mailbox, caplog):
+    scheduler = start_scheduler(Widening(), max_batch_size=1)
+    split, whole = new_entry(1, 2, client="a"), new_entry(3, client="b")
+    scheduler.submit(split)
+    mailbox.open()
+    scheduler.submit(whole)
+    mailbox.open()
+    assert isinstance(split.error, Internal)
+    assert whole.result["probabilities"].shape == (1, 3)
+    assert "could not be joined" in caplog.text
+
+
 def test_a_worker_says_that_it_is_idle_once_nothing_waits(start_scheduler, new_entry, puppet, mailbox):
     scheduler = start_scheduler(puppet, max_batch_size=1)
     scheduler.submit(new_entry(1))

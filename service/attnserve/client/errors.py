@@ -30,6 +30,10 @@ class ClientError(AttnserveError):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[type[ClientError], tuple[str, str, float | None]]:
+        """So that it survives the way to another process."""
+        return type(self), (self.code, self.message, self.retry_after_s)
+
 
 def from_call(call: Any) -> ClientError:
     """The error of a finished `grpc.Call`, which is what gRPC raises too; its stubs do not say so."""

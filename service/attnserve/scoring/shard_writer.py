@@ -19,7 +19,7 @@ from attnserve.scoring import shards
 from attnserve.scoring.items import Item
 from attnserve.scoring.job import Job
 from attnserve.scoring.store import Store, store_of
-from attnserve.scoring.workers import MOST_DEATHS, Recipe, Scorer, WorkerDied
+from attnserve.scoring.workers import MOST_DEATHS, Recipe, Scorer, WorkerDied, portable
 
 HEARD = pa.schema([("shard", pa.int64()), ("error", pa.binary())])
 
@@ -72,7 +72,7 @@ class ShardWriter:
         try:
             self._write(row["shard"], unpacked(row["items"]))
         except Exception as failed:
-            error = pickle.dumps(failed)
+            error = pickle.dumps(portable(failed))
         return pa.Table.from_pylist([{"shard": row["shard"], "error": error}], HEARD)
 
     def _write(self, shard: int, items: Sequence[Item]) -> None:

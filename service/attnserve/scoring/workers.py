@@ -157,10 +157,11 @@ class _Worker:
             self.answers.send(items)
 
     def end(self, *, at_once: bool) -> None:
-        with suppress(OSError):
-            self.answers.send(None)
         if at_once:
             self._process.kill()
+            return
+        with suppress(OSError):
+            self.answers.send(None)
 
     def join(self) -> None:
         self._process.join(_PATIENCE_S)
@@ -179,13 +180,13 @@ def _work(recipe: Recipe, calls: Connection[Any, Any]) -> None:
                 scorer = scorer or recipe.open()
                 answer: object = scorer.score(items)
             except Exception as error:
-                answer = _portable(error)
+                answer = portable(error)
             calls.send(answer)
     if scorer is not None:
         scorer.close()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error, or its words where it does not survive the way to another process, as many drivers' do not."""
     try:
         pickle.loads(pickle.dumps(error))
