@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image
 from tests.scoring.conftest import MODEL, REPOSITORY, score_command
 
 MAPS = "gradcam/last,gradcam/layer3,attention/layer3.1.cbam"
@@ -282,6 +283,20 @@ def test_a_server_that_stays_away_stops_the_job_which_goes_on_later(
     server = server_process("--grpc-address", server.grpc)
     assert summary_of(score(*arguments, "--json"))["pictures"] == 4000
     server.stop()
+
+
+def test_a_picture_that_is_more_than_the_server_takes_is_an_error_in_its_row_and_stops_nothing(
+    score, start_server, make_photos, tmp_path, rows_of, summary_of
+):
+    photos = make_photos(tmp_path / "in", 30)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "00011.png")
+    with start_server("--max-request-bytes", "50000") as server:
+        arguments = [photos, "--output", tmp_path / "out", "--model", MODEL, "--target", server.grpc]
+        assert summary_of(score(*arguments, "--json"))["errors"] == 1
+    errors = {row["id"]: row["error"] for row in rows_of(tmp_path / "out").to_pylist() if row["error"]}
+    assert list(errors) == ["00011.png"]
+    assert "larger than max" in errors["00011.png"]
 
 
 def test_max_errors_stops_and_a_higher_one_goes_on(score, embedded, photos, tmp_path, summary_of):

@@ -40,6 +40,7 @@ class Remote:
         target: HOST:PORT.
         classes: Number of the model's labels.
         readers: Threads that read pictures.
+        max_image_bytes: A larger file is not sent.
         priority: Of every request.
         patience_s: How long nothing at all may be answered before the job stops.
     """
@@ -48,6 +49,7 @@ class Remote:
     settings: Settings
     classes: int
     readers: int
+    max_image_bytes: int
     priority: int = PRIORITY
     patience_s: float = 600.0
 
@@ -108,7 +110,7 @@ class RemoteScorer:
         self._clock = clock
         self._sleep = sleep
         self._client = Client(how.target, client_id=CLIENT_ID)
-        self._reader = Reader()
+        self._reader = Reader(max_bytes=how.max_image_bytes)
         self._threads = ThreadPoolExecutor(how.readers, thread_name_prefix="read")
         self._sites = [each.removeprefix("attention/") for each in how.settings.maps if each.startswith("attention/")]
         self._layers = [each.removeprefix("gradcam/") for each in how.settings.maps if each.startswith("gradcam/")]
@@ -176,9 +178,20 @@ class RemoteScorer:
         except ClientError as error:
             if error.code not in _TRANSIENT:
                 raise
+            if error.code == "RESOURCE_EXHAUSTED" and error.retry_after_s is None:
+                return self._ask_singly(waiting, error, patience)
             self._is_known = False  # whoever answers next may be another server
             last = error
         return last
+
+    def _ask_singly(self, waiting: Sequence[_Asked], error: ClientError, patience: _Patience) -> ClientError | None:
+        """After a stream that ended over a message larger than the server takes: find it, for it stays so."""
+        left = [each for each in waiting if each.answer is None and each.error is None]
+        if len(waiting) == 1:
+            waiting[0].error = error.message
+            return None
+        failed = [self._ask([each], patience) for each in left]
+        return next((each for each in failed if each is not None), None)
 
     def _failed(self, each: _Asked, error: ClientError) -> ClientError | None:
         """Note one picture's failure; returns it where the picture is to be asked for again."""

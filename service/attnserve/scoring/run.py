@@ -266,7 +266,13 @@ def _remote(options: Options) -> _Engine:
     settings = _settings(options, info.version, info.card_digest)
     remote.check_maps(settings, info)
     recipe = remote.Remote(
-        options.target, settings, len(info.labels), _REMOTE_READERS, options.priority, options.patience_s
+        options.target,
+        settings,
+        len(info.labels),
+        _REMOTE_READERS,
+        options.max_image_bytes,
+        options.priority,
+        options.patience_s,
     )
     chunk = options.batch_size or _REMOTE_CHUNK
     return _Engine(settings, tuple(info.labels), recipe, options.workers or _REMOTE_WORKERS, chunk)
