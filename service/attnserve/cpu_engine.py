@@ -140,6 +140,7 @@ def best_crew(
                  placement, theirs.images_per_s, 1e3 * theirs.image_s)  # fmt: skip
         if placing.better(profile, theirs, ours):
             champion = challenger
+        del challenger  # lest it be open while the next one is opened
     return champion
 
 

@@ -22,6 +22,8 @@ from attnserve.errors import Cancelled, Internal, Unavailable
 
 log = logging.getLogger(__name__)
 
+_LARGE_BYTES = 4096  # of an entry's part of an output: what takes longer to copy than to look at
+
 
 class Estimate(NamedTuple):
     """What a request would meet that came now.
@@ -201,7 +203,8 @@ class Scheduler:
         row = 0
         for entry, start, stop in batch.slices:
             if outputs is not None:
-                entry.parts.append((start, {name: outputs[name][row : row + stop - start] for name in entry.outputs}))
+                rows = slice(row, row + stop - start)
+                entry.parts.append((start, {name: _kept(outputs[name], rows) for name in entry.outputs}))
             elif entry.error is None:
                 entry.error = Internal("inference failed")
                 self._queue.discard(entry, entry.error)
@@ -233,6 +236,12 @@ def _rows_of(batch: Batch[Entry]) -> NDArray[Any]:
 def _wanted_by(batch: Batch[Entry]) -> list[str]:
     """Every output that some entry of the batch wants, in a stable order."""
     return list(dict.fromkeys(name for entry, _, _ in batch.slices for name in entry.outputs))
+
+
+def _kept(values: NDArray[Any], rows: slice) -> NDArray[Any]:
+    """Some rows of a batch's output; of large ones a copy, for a view holds what the other requests asked for too."""
+    part = values[rows]
+    return part.copy() if _LARGE_BYTES < part.nbytes < values.nbytes else part
 
 
 def _deliver(entries: Sequence[Entry], *, idle: bool = False) -> None:

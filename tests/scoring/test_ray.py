@@ -127,6 +127,15 @@ def test_a_run_whose_coordinator_is_killed_goes_on_by_shard_and_leaves_no_proces
 
 
 @pytest.mark.full
+def test_sigterm_ends_a_run_as_it_does_without_ray(job, tmp_path):
+    with begun([*job, "--output", tmp_path]) as process:
+        assert actor_at_work(tmp_path, process) is not None
+        process.terminate()
+        assert process.wait(60) == 143
+        assert "terminated" in process.stderr.read()
+
+
+@pytest.mark.full
 def test_what_kills_every_actor_stops_the_job_and_is_named(job, tmp_path):
     with begun([*job, "--output", tmp_path, "--workers", 1]) as process:
         while (actor := actor_at_work(tmp_path, process)) is not None:

@@ -63,6 +63,27 @@ class Instant:
         return self._compute(images, outputs)
 
 
+class Mapping:
+    """A backend with an output as large as features are."""
+
+    outputs = ("probabilities", "features")
+
+    def run(self, images, outputs):
+        return {name: np.ones((len(images), 2000 if name == "features" else 2), np.float32) for name in outputs}
+
+
+def test_a_result_holds_nothing_large_of_its_batch_mates(start_scheduler, new_entry, mailbox, answered):
+    scheduler = start_scheduler(Mapping())
+    with scheduler._lock:  # so that both are in one batch
+        for value in (1, 2):
+            entry = new_entry(value, outputs=("probabilities", "features"))
+            scheduler._queue.put(entry, 0)
+        scheduler._filled.notify()
+    mailbox.open()
+    assert [entry.result["features"].shape for entry in answered] == [(1, 2000), (1, 2000)]
+    assert [entry.result["features"].base for entry in answered] == [None, None]
+
+
 class Widening:
     """A backend whose rows get longer with every run, so that the parts of one result do not fit together."""
 

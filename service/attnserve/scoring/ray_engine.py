@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import queue
+import signal
 import socket
 import threading
 import time
@@ -127,8 +128,11 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
         wanted |= {"num_cpus": max(available_cores(), cluster.workers), "include_dashboard": False}
     elif cluster.address != "auto":
         _check_reachable(cluster.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**wanted, log_to_driver=False, logging_level=logging.WARNING)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends the process its own way
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"--ray-address {cluster.address}: {error}") from error
     try:
