@@ -164,7 +164,7 @@ class Explainers:
             self._promised[layer.layer].pop(call, None)
 
     def _to_come(self, layer: str, client: str, rows: int) -> int:
-        """Promised rows that go before the last of so many new ones: others have no more turns than their client."""
+        """Promised rows that go before the last of so many new ones: of another client at most as many as of theirs."""
         promised: dict[str, int] = {}
         for call, count in list(self._promised[layer].items()):
             promised[call.client] = promised.get(call.client, 0) + count

@@ -66,9 +66,9 @@ class FairQueue(Generic[W]):
         return self._since[next(iter(self._since))]
 
     def rows_ahead(self, client: str, rows: int) -> int:
-        """Rows that go before the last of `rows` new ones of that client, if nobody else comes.
+        """Most rows that go before the last of `rows` new ones of that client, if nobody else comes.
 
-        At most, where more than `_MOST_COUNTED` clients wait: then they are taken to be where the client is.
+        Where more than `_MOST_COUNTED` clients wait, they are taken to be where the client is.
         """
         line = self._lines.get(client)
         own, served = (line.rows, line.served) if line else (0, 0)

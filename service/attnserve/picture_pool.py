@@ -56,7 +56,7 @@ class PicturePool:
     def __init__(self, name: str, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         policy = Policy(max_batch_size=1, levels=MOST_LEVELS, turn_batches=_LONGEST_TURN)
-        self._queue: BatchQueue[_Job] = BatchQueue(policy, workers=threads)
+        self._queue: BatchQueue[_Job] = BatchQueue(policy)
         self._seconds_per_picture = 0.0
         self._closed = False
         self._filled = threading.Condition()

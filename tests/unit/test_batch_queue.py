@@ -396,6 +396,31 @@ def test_rows_ahead_are_what_turns_and_classes_put_before_new_ones(new_entry, qu
     assert queue.rows_ahead(client, level, rows) == ahead
 
 
+@given(
+    before=st.lists(st.one_of(st.none(), st.tuples(st.sampled_from("abcd"), st.integers(1, 12))), max_size=14),
+    client=st.sampled_from("abcde"),
+    rows=st.integers(1, 8),
+    max_batch_size=st.sampled_from([1, 2, 8]),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_more_rows_go_ahead_than_were_foretold(before, client, rows, max_batch_size):
+    queue, inbox = BatchQueue(Policy(max_batch_size)), object()
+
+    def put(name: str, count: int) -> Entry:
+        images = np.zeros((count, 1, 1, 3), np.uint8)
+        entry = Entry(images, (), math.inf, inbox, lambda _: None, client=name)
+        queue.put(entry, now=0)
+        return entry
+
+    for step in before:
+        put(*step) if step else queue.take(now=0)
+    foretold = queue.rows_ahead(client, 1, rows)
+    entry, launched = put(client, rows), 0
+    while entry.waiting:
+        launched += queue.take(now=0)[0].rows
+    assert launched - rows < foretold + max_batch_size  # the batch with its last row may hold others behind it
+
+
 def test_a_cancelled_entry_leaves_before_launch_and_its_neighbours_are_launched(new_entry, queue_of):
     first, gone, last = new_entry(1), new_entry(2, 3), new_entry(4)
     queue = queue_of(8, first, gone, last)
