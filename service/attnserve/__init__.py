@@ -5,7 +5,7 @@ Two halves share one contract, the model repository. Reading order:
 * Shared: `errors` (the one table of failures), `card` (what a model version is), `preprocess` (picture to view).
 * The nouns: `contract`. The policy: `batch_queue`. The workers: `scheduler`. The engines: `served_graph` (what all
   demand), `session` (ONNX Runtime), `openvino_backend` (optional), `placement` (how cores are dealt out), `cpu_engine`
-  (opens and measures placements), `engines` (which backend, and how many).
+  (opens and measures placements), `engine` (what comes of it), `engines` (which backend, and how many).
 * On a GPU: `gpu`, a map of its own.
 * Models: `model_config` (config.pbtxt), `repository` (files, verified), `models` (loaded, found by name), `memory` and
   `loading` (files to a warm model), `lifecycle` (what to load, serve, keep, retire), `keeper` (does it) and

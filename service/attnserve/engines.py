@@ -5,70 +5,22 @@ The only place that knows which kinds of backend there are; knows no card and no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnserve import cpu_engine
 from attnserve import placement as placing
-from attnserve.contract import Backend
 from attnserve.cores import available_cores, memory_nodes
 from attnserve.cpu_engine import Crew, OpenSession
+from attnserve.engine import Engine
 from attnserve.errors import ConfigError
-from attnserve.gpu.engine import OnGpu, open_on_gpus
+from attnserve.gpu.engine import open_on_gpus
 from attnserve.gpu.plan import GpuOptions
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
-from attnserve.openvino_backend import OPENVINO, OpenVinoModel
+from attnserve.openvino_backend import OpenVinoModel
 from attnserve.placement import CpuOptions, Placement
 from attnserve.served_graph import warm_up_sizes
 from attnserve.session import CPU, OnnxBackend, choose_provider
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A model file, opened and warm.
-
-    Attributes:
-        backends: One per worker; the same object twice where it allows concurrent runs.
-        provider: The execution provider that it really runs on.
-        table: What its batches cost, as the warm-up measured it.
-        height, width: Of its view in pixels.
-        output_types: ONNX type by output.
-        output_shapes: Likewise the shape, whose first axis is the batch.
-        plan: How it runs there, in words; empty where there is nothing to choose.
-        cpu_nodes: Nodes of the graph that a GPU's provider left to the CPU; None on a CPU, and where it is unknown.
-        close: Frees what only it holds; called when no worker runs it any more.
-        placement: How many workers, and how many threads share a run: `2x1`; empty on a GPU.
-        unbound: A backend that any thread may run before the workers do; None where any of `backends` is one.
-    """
-
-    backends: Sequence[Backend]
-    provider: str
-    table: LatencyTable
-    height: int
-    width: int
-    output_types: Mapping[str, str]
-    output_shapes: Mapping[str, tuple[int | str, ...]]
-    plan: str = ""
-    cpu_nodes: int | None = None
-    close: Callable[[], None] = lambda: None
-    placement: str = ""
-    unbound: Backend | None = None
-
-    @property
-    def onnx_provider(self) -> str:
-        """ONNX Runtime's execution provider for the graphs beside the model."""
-        return CPU if self.provider == OPENVINO else self.provider
-
-    @property
-    def output_bytes(self) -> dict[str, int]:
-        """Bytes of one image's float32 values by output; an axis without a size, but for the batch, counts as 1."""
-        return {
-            name: 4 * math.prod(size for size in shape[1:] if isinstance(size, int))
-            for name, shape in self.output_shapes.items()
-        }
 
 
 def open_engine(
@@ -101,7 +53,7 @@ def open_engine(
     if chosen != CPU:
         found = open_on_gpus(path, config, chosen, instances.count or workers, gpu, strict=wanted != "auto")
         if found is not None:
-            return _engine_of(found)
+            return found
     crew = _crew(path, wanted == "openvino", cpu, instances.count or workers)
     return _warm(path, config, crew)
 
@@ -150,7 +102,3 @@ def _warm(path: Path, config: pb.ModelConfig, crew: Crew) -> Engine:
         placement=str(crew.placement),
         unbound=session.backend(),
     )
-
-
-def _engine_of(found: OnGpu) -> Engine:
-    return Engine(**{field.name: getattr(found, field.name) for field in fields(OnGpu)})

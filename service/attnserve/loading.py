@@ -17,7 +17,7 @@ from attnserve import engines, memory
 from attnserve.batch_queue import BatchQueue
 from attnserve.card import LAST, Explanation
 from attnserve.contract import Entry, Listener
-from attnserve.engines import Engine
+from attnserve.engine import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
 from attnserve.gpu.plan import GpuOptions, parse_plan, provider_of_layers

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from attnserve.card import CARD_NAME, Card
 from attnserve.contract import Backend
+from attnserve.engine import Engine
 from attnserve.errors import ConfigError
 from attnserve.gpu import pinned_copies, tensorrt
 from attnserve.gpu.bound_backend import GRAPHED, BoundBackend, Signature
@@ -45,28 +46,6 @@ log = logging.getLogger(__name__)
 
 _MEASURE_S = 0.25  # per batch size and plan: dozens of batches on a GPU
 _TIMED_RUNS = 3
-
-
-@dataclass(frozen=True)
-class OnGpu:
-    """A model on its GPUs, warm. The first fields are those of `engines.Engine`.
-
-    Attributes:
-        plan: How it runs, in words.
-        cpu_nodes: How many of the graph's nodes were left to the CPU; None where ONNX Runtime does not tell.
-        close: Frees the GPUs; called when no worker runs it any more.
-    """
-
-    backends: Sequence[Backend]
-    provider: str
-    table: LatencyTable
-    height: int
-    width: int
-    output_types: Mapping[str, str]
-    output_shapes: Mapping[str, tuple[int | str, ...]]
-    plan: str
-    cpu_nodes: int | None
-    close: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +159,7 @@ def open_on_gpus(
     *,
     strict: bool,
     copies: NewCopies = new_copies,
-) -> OnGpu | None:
+) -> Engine | None:
     """Open a model file on its GPUs and warm it at every bucket; blocks for seconds, with TensorRT for minutes.
 
     Args:
@@ -213,7 +192,7 @@ def open_on_gpus(
 
 def _opened(
     opener: _Opener, path: Path, provider: str, options: GpuOptions, barred: Collection[str], fixed: Mapping[str, str]
-) -> OnGpu:
+) -> Engine:
     plan, first = tune(opener.attempt, fixed, barred, budget_s=options.tuning_s, clock=time.monotonic)
     trials = [first]
 
@@ -234,7 +213,7 @@ def _opened(
         log.warning("%s: %d of %d nodes run on the CPU", path, cpu_nodes, sum(first.nodes.values()))
     signature = first.signature
     names = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
-    return OnGpu(
+    return Engine(
         backends=[backend for trial in trials for backend in trial.backends],
         provider=provider,
         table=table,
