@@ -73,12 +73,12 @@ def text(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def opening(heading: Heading, summary: Summary) -> str:
-    """The page up to its first picture."""
-    info = heading.info
-    title = f"What {info.name} looked at in {heading.folder}"
-    words = {"title": text(_method(heading.method)), "way": "against" if heading.method == AGAINST else "for"}
-    reading = "".join(f"<li>{line.format(**words)}</li>" for line in READING)
+def head(title: str, style: str) -> str:
+    """The beginning of a page, up to its heading.
+
+    Args:
+        style: CSS besides that of every page.
+    """
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -87,11 +87,21 @@ def opening(heading: Heading, summary: Summary) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text(title)}</title>
 <style>
-{STYLE}.scale {{ background: {_gradient()}; }}
+{STYLE}{style}
 </style>
 </head>
 <body>
-<h1>{text(title)}</h1>
+<h1>{text(title)}</h1>"""
+
+
+def opening(heading: Heading, summary: Summary) -> str:
+    """The page up to its first picture."""
+    info = heading.info
+    title = f"What {info.name} looked at in {heading.folder}"
+    words = {"title": text(_method(heading.method)), "way": "against" if heading.method == AGAINST else "for"}
+    reading = "".join(f"<li>{line.format(**words)}</li>" for line in READING)
+    scale = f".scale {{ background: {_gradient()}; }}"
+    return f"""{head(title, scale)}
 <p class="lead">{_counts(summary)}</p>
 {f"<p>{text(summary.strays)}</p>" if summary.stray else ""}
 {_facts(heading)}

@@ -1,9 +1,9 @@
 """The Python client of `attnserve.v1`: pictures in, predictions and the maps behind them out as numpy arrays.
 
 Knows the protocol only: no server module, no onnxruntime, no torch. Import the names from here. Reading order:
-`messages` (what goes in and comes out), `errors` (what a failed call becomes), `retry` (whether it is tried again),
-`calls` (the terms of a call, the reading of replies), then the two that call: `blocking`, and `aio` with
-`aio_stream`.
+`messages` (what goes in and comes out), `translation` (to and from the wire), `errors` (what a failed call becomes),
+`retry` (whether it is tried again), `calls` (the terms of a call, the reading of replies), then the two that call:
+`blocking`, and `aio` with `aio_stream`.
 """
 
 from __future__ import annotations

@@ -35,11 +35,9 @@ from attnserve.client.messages import (
     ModelInfo,
     ModelStatus,
     Picture,
-    check_choices,
-    from_model,
-    to_request,
 )
 from attnserve.client.retry import Attempts, Retry, may_pass
+from attnserve.client.translation import check_choices, from_model, to_request
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from attnserve.client.errors import ClientError, from_code
-from attnserve.client.messages import Classification, ModelStatus, Picture, from_reply
+from attnserve.client.messages import Classification, ModelStatus, Picture
 from attnserve.client.retry import Attempts, Retry
+from attnserve.client.translation import from_reply
 from attnserve.v1 import attention_pb2 as pb
 
 DEFAULT_PORT = 8001

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnserve.report import POLICY, STYLE, text
+from attnserve.report import head, text
 from attnserve.scoring.rows import Tally
 from attnserve.scoring.run import Options, Summary
 
@@ -27,19 +27,7 @@ def page(summary: Summary, options: Options, date: str, stopped: str = "") -> st
     """
     tally = summary.tally
     title = f"{summary.job.settings.model} scored {tally.rows:,} pictures"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{text(title)}</title>
-<style>
-{STYLE}{STYLE_OF_NUMBERS}
-</style>
-</head>
-<body>
-<h1>{text(title)}</h1>
+    return f"""{head(title, STYLE_OF_NUMBERS)}
 <p class="lead">{_lead(summary)}</p>
 {f"<p><b>Not finished</b>: {text(stopped)}</p>" if stopped else ""}
 {_facts(summary, options, date)}
