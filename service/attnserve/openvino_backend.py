@@ -45,7 +45,7 @@ class OpenVinoModel:
         }
         try:
             self._compiled = core.compile_model(path, "CPU", settings)
-        except Exception as error:  # it raises RuntimeError for everything
+        except RuntimeError as error:  # which it raises for everything
             raise ConfigError(f"{path}: OpenVINO cannot load it: {error}") from error
         self._tensor = openvino.Tensor
         self.provider = OPENVINO

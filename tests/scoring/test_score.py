@@ -71,69 +71,87 @@ def test_the_summary_counts_what_the_rows_say(whole, rows_of):
     assert sum(summary["confidences"]) == 201
 
 
-def test_verify_proves_a_whole_output_and_finds_what_is_not(whole, score, tmp_path):
+def test_verify_proves_a_whole_output(whole, score):
     output, _ = whole
     done = score("--verify", output)
     assert (done.returncode, done.stdout) == (
-        0, f"{output}: 203 of 203 rows are there once and as they were written, 2 of them with an error\n"
-    )  # fmt: skip
+        0,
+        f"{output}: 203 of 203 rows are there once and as they were written, 2 of them with an error\n",
+    )
 
-    def damaged(change) -> list[str]:
-        copy = tmp_path / change.__name__
-        shutil.copytree(output, copy)
-        change(copy)
-        done = score("--verify", copy, "--json")
-        assert done.returncode == 4, (change, done.stdout)
-        return json.loads(done.stdout)["problems"]
 
-    def rewritten(path, change):
-        with pq.ParquetFile(path) as file:
-            table, words = file.read(), file.metadata.metadata
-        table = change(table).replace_schema_metadata(None)
-        with pq.ParquetWriter(path, table.schema) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata({key: words[key] for key in words if key != b"ARROW:schema"})
+def missing(copy: Path) -> None:
+    (copy / "shard-00002.parquet").unlink()
 
-    def missing(copy):
-        (copy / "shard-00002.parquet").unlink()
 
-    def stray(copy):
-        shutil.copy(copy / "shard-00001.parquet", copy / "shard-00007.parquet")
+def stray(copy: Path) -> None:
+    shutil.copy(copy / "shard-00001.parquet", copy / "shard-00007.parquet")
 
-    def swapped(copy):
-        shutil.copy(copy / "shard-00001.parquet", copy / "shard-00002.parquet")
 
-    def cut_short(copy):
-        path = copy / "shard-00003.parquet"
-        path.write_bytes(path.read_bytes()[:-100])
+def swapped(copy: Path) -> None:
+    shutil.copy(copy / "shard-00001.parquet", copy / "shard-00002.parquet")
 
-    def flipped(copy):
-        path = copy / "shard-00003.parquet"
-        data = bytearray(path.read_bytes())
-        data[len(data) // 3] ^= 1
-        path.write_bytes(data)
 
-    def doubled(copy):
-        rewritten(copy / "shard-00000.parquet", lambda table: pa.concat_tables([table, table.slice(49)]))
+def cut_short(copy: Path) -> None:
+    path = copy / "shard-00003.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
 
-    def lost(copy):
-        rewritten(copy / "shard-00000.parquet", lambda table: table.slice(0, 49))
 
-    def another_label(copy):
-        def change(table):
-            at = table.schema.get_field_index("label")
-            return table.set_column(at, "label", pa.array(["Bag"] * len(table)))
+def flipped(copy: Path) -> None:
+    path = copy / "shard-00003.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
 
-        rewritten(copy / "shard-00000.parquet", change)
 
-    assert damaged(missing) == ["1 of 5 shards are missing, shard-00002.parquet for one"]
-    assert damaged(stray) == ["shard-00007.parquet is no shard of this job"]
-    assert damaged(swapped) == ["shard-00002.parquet: is no shard of this job"]
-    assert damaged(cut_short)[0].startswith("shard-00003.parquet: cannot be read")
-    assert damaged(flipped)[0].startswith("shard-00003.parquet: ")
-    assert damaged(doubled) == ["shard-00000.parquet: row 50 is not where it belongs"]
-    assert damaged(lost) == ["shard-00000.parquet: has 49 rows, 50 belong there"]
-    assert damaged(another_label) == ["shard-00000.parquet: its rows are not those that were written"]
+def doubled(copy: Path) -> None:
+    rewrite(copy, lambda table: pa.concat_tables([table, table.slice(49)]))
+
+
+def lost(copy: Path) -> None:
+    rewrite(copy, lambda table: table.slice(0, 49))
+
+
+def another_label(copy: Path) -> None:
+    def change(table):
+        at = table.schema.get_field_index("label")
+        return table.set_column(at, "label", pa.array(["Bag"] * len(table)))
+
+    rewrite(copy, change)
+
+
+def rewrite(copy: Path, change) -> None:
+    """Change the first shard's rows, and leave what it says of itself."""
+    path = copy / "shard-00000.parquet"
+    with pq.ParquetFile(path) as file:
+        table, words = file.read(), file.metadata.metadata
+    table = change(table).replace_schema_metadata(None)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({key: words[key] for key in words if key != b"ARROW:schema"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (missing, "1 of 5 shards are missing, shard-00002.parquet for one"),
+        (stray, "shard-00007.parquet is no shard of this job"),
+        (swapped, "shard-00002.parquet: is no shard of this job"),
+        (cut_short, "shard-00003.parquet: cannot be read"),
+        (flipped, "shard-00003.parquet: "),
+        (doubled, "shard-00000.parquet: row 50 is not where it belongs"),
+        (lost, "shard-00000.parquet: has 49 rows, 50 belong there"),
+        (another_label, "shard-00000.parquet: its rows are not those that were written"),
+    ],
+)
+def test_verify_finds_what_is_not_as_it_was_written(whole, score, tmp_path, damage, problem):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    damage(copy)
+    done = score("--verify", copy, "--json")
+    assert done.returncode == 4, done.stdout
+    (found,) = json.loads(done.stdout)["problems"]
+    assert found == problem or (damage in (cut_short, flipped) and found.startswith(problem))
 
 
 def test_a_second_run_scores_nothing_again(whole, score, embedded, photos, summary_of):

@@ -9,6 +9,20 @@ import pytest
 from attnserve.transport.shared_inbox import SharedInbox
 
 
+def busy(inbox: SharedInbox) -> tuple[threading.Thread, threading.Event]:
+    """A thread that has the turn until the event is set."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    thread = threading.Thread(target=inbox.run, args=(slow,))
+    thread.start()
+    assert begun.wait(20)
+    return thread, go_on
+
+
 def test_what_a_thread_brings_it_does_itself_after_what_was_posted_before():
     inbox, ran = SharedInbox(), []
     inbox.post([lambda: ran.append(1), lambda: ran.append(2)])
@@ -45,15 +59,7 @@ def test_a_job_that_a_job_brings_is_done_after_it():
 
 def test_whoever_has_the_turn_does_what_others_bring_meanwhile():
     inbox, ran = SharedInbox(), []
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        begun.set()
-        assert go_on.wait(20)
-
-    thread = threading.Thread(target=inbox.run, args=(slow,))
-    thread.start()
-    assert begun.wait(20)
+    thread, go_on = busy(inbox)
     inbox.run(lambda: ran.append(threading.current_thread()))
     inbox.post([lambda: ran.append(threading.current_thread())])
     assert ran == []
@@ -157,15 +163,7 @@ def test_an_idle_thread_leaves_what_comes_meanwhile_to_the_one_that_is_there_for
 
 def test_an_idle_thread_leaves_its_jobs_to_whoever_has_the_turn():
     inbox, ran = SharedInbox(), []
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        begun.set()
-        assert go_on.wait(20)
-
-    thread = threading.Thread(target=inbox.run, args=(slow,))
-    thread.start()
-    assert begun.wait(20)
+    thread, go_on = busy(inbox)
     inbox.post([lambda: ran.append(threading.current_thread())], idle=True)
     assert ran == []
     go_on.set()
