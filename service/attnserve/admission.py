@@ -7,9 +7,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from attnserve.errors import InvalidArgument, Overloaded, Unavailable
+from attnserve.errors import SHORTEST_RETRY_S, InvalidArgument, Overloaded, Unavailable
 
-SHORTEST_RETRY_S = 0.05  # sooner than that the queue has hardly moved
 _LONGEST_RETRY_S = 5.0
 _MARGIN = 1.1  # predictions are of the mean, and the way to the caller takes time too; see tests/bench/overload.py
 

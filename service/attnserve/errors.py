@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+SHORTEST_RETRY_S = 0.05
+"""To come back after: sooner than that a queue has hardly moved."""
+
 MOST_TEXT_BYTES = 1000
 """Of a message: it may quote what a caller wrote, and gRPC sends it as a header, of which 8 KiB are taken."""
 

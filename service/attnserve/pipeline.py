@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnserve import drift, model_config
-from attnserve.admission import SHORTEST_RETRY_S, Admission
+from attnserve.admission import Admission
 from attnserve.contract import Call, Entry, Listener, Outputs
 from attnserve.decode import Picture
 from attnserve.decode_pool import DecodePool, Source
-from attnserve.errors import AttnserveError, Internal, InvalidArgument, Overloaded
+from attnserve.errors import SHORTEST_RETRY_S, AttnserveError, Internal, InvalidArgument, Overloaded
 from attnserve.explain import Explained, Wish
 from attnserve.guard import guarded
 from attnserve.logs import call_fields
@@ -137,7 +137,7 @@ class Pipeline:
         if draws:
             wait_s = max(wait_s, self._drawing.predicted_wait_s(call.client, call.level, images))
         slack_s = call.deadline - self._clock()
-        most = limits.max_queue_size or math.inf
+        most = _most_queued(model)
         if images > most:  # it would not fit into an empty queue either
             raise InvalidArgument(
                 f"images: the model takes at most {most} in one request (max_queue_size), got {images}"
@@ -172,7 +172,7 @@ class Pipeline:
             cancelled=call.cancelled,
         )
         try:
-            model.scheduler.submit(entry)
+            model.scheduler.submit(entry, _most_queued(model))  # others may have come while this one was decoded
         except AttnserveError as error:
             self._count_drop(model, error, len(images))
             raise
@@ -237,6 +237,11 @@ class Pipeline:
         call.entropies = drift.entropies(model.files.card.sites, result)
         call.timings.postprocess_s = self._clock() - began
         call.reply(message)
+
+
+def _most_queued(model: Model) -> float:
+    """Images that may wait for the model, by its config.pbtxt."""
+    return model.files.config.dynamic_batching.default_queue_policy.max_queue_size or math.inf
 
 
 def _size_bytes(source: Source) -> int:

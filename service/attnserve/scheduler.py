@@ -7,6 +7,7 @@ A finished batch wakes each inbox once, however many of its requests were in it.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from attnserve.batch_queue import BatchQueue
 from attnserve.contract import Backend, Batch, Entry, Inbox, Listener, ModelKey, Outputs
-from attnserve.errors import Cancelled, Internal, Unavailable
+from attnserve.errors import SHORTEST_RETRY_S, Cancelled, Internal, Overloaded, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +117,20 @@ class Scheduler:
         if finished:
             _deliver([entry])
 
-    def submit(self, entry: Entry) -> None:
-        """Queue an entry; returns at once. Raises `Unavailable` after `close`, and then has not taken the entry."""
+    def submit(self, entry: Entry, most: float = math.inf) -> None:
+        """Queue an entry; returns at once. Where it raises, it has not taken the entry.
+
+        Args:
+            most: Images that may wait then, this entry's included.
+
+        Raises `Overloaded` where more would, `Unavailable` after `close`.
+        """
         with self._lock:
             if self._closed:
                 raise Unavailable(f"model {self.model.name!r} version {self.model.version} is shutting down")
+            if self._queue.rows + entry.rows > most:
+                wait_s = self._queue.table.predicted_s(self._queue.rows)
+                raise Overloaded("the model's queue is full", retry_after_s=max(wait_s, SHORTEST_RETRY_S))
             self._queue.put(entry, self._clock())
             if self._idle:  # else nobody waits, and who comes looks first
                 self._filled.notify(min(entry.rows, self._idle))

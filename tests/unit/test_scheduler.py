@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from attnserve.batch_queue import BatchQueue, Policy
 from attnserve.contract import Entry, ModelKey
-from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded, Internal, Unavailable
+from attnserve.errors import AttnserveError, Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable
 from attnserve.scheduler import Scheduler
 
 PATIENCE_S = 10.0  # for what happens at once on an idle machine
@@ -107,6 +107,18 @@ def test_a_result_that_cannot_be_joined_fails_alone_and_the_worker_goes_on(start
     assert isinstance(split.error, Internal)
     assert whole.result["probabilities"].shape == (1, 3)
     assert "could not be joined" in caplog.text
+
+
+def test_more_than_may_wait_is_refused_with_a_time_to_come_back_and_not_taken(start_scheduler, new_entry, puppet):
+    scheduler = start_scheduler(puppet, max_batch_size=1)
+    scheduler.submit(new_entry(1))
+    puppet.next()
+    scheduler.submit(new_entry(2, 3), most=3)
+    with pytest.raises(Overloaded, match="queue is full") as caught:
+        scheduler.submit(new_entry(4, 5), most=3)
+    assert caught.value.retry_after_s > 0
+    assert scheduler.queued_images == 2
+    scheduler.submit(new_entry(4), most=3)
 
 
 def test_a_worker_says_that_it_is_idle_once_nothing_waits(start_scheduler, new_entry, puppet, mailbox):
