@@ -32,7 +32,7 @@ def test_any_part_of_a_listing_is_that_part_of_the_items(entries: list[tuple], d
     items = [Item(index, *entry) for index, entry in enumerate(entries * repeats)]
     with TemporaryDirectory() as folder:
         written = Listing.write(items, Path(folder) / "listing")
-        listing = data.draw(st.sampled_from([written, Listing.open(written.path), pickle.loads(pickle.dumps(written))]))
+        listing = data.draw(st.sampled_from([written, pickle.loads(pickle.dumps(written))]))
         assert listing == written
         assert listing.count == len(items)
         start = data.draw(st.integers(0, len(items)))
@@ -56,18 +56,6 @@ def test_items_out_of_order_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="item 5 comes as number 1"):
         Listing.write([*items_of(1), *list(items_of(6))[5:]], tmp_path / "listing")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 100, b'{"version":1}\n' + b"0" * 20])
-def test_what_is_no_listing_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "listing").write_bytes(content)
-    with pytest.raises(ValueError, match="listing: no listing, or damaged"):
-        Listing.open(tmp_path / "listing")
-    (tmp_path / "listing").write_bytes(b'{"version":9,"count":0,"digest":"","starts":[]}\n' + b"0" * 20)
-    with pytest.raises(ValueError, match="a listing of version 9, not 1"):
-        Listing.open(tmp_path / "listing")
-    with pytest.raises(FileNotFoundError):
-        Listing.open(tmp_path / "none")
 
 
 def write_input(folder: Path) -> None:

@@ -2,8 +2,7 @@
 
 Owns the file's form and the digest; knows nothing of where items come from.
 
-The file: one JSON array a line for each item; a last line with how many there are, their digest and where every
-`STRIDE`-th line starts; and where that last line starts, in `TAIL_BYTES` digits.
+The file: one JSON array a line for each item.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from typing import Any
 
 from attnserve.scoring.items import Cell, Item, Place, Span
 
-VERSION = 1
 STRIDE = 256  # lines read at most to find one
-TAIL_BYTES = 20
 _ENCODER = json.JSONEncoder(separators=(",", ":"))  # which json.dumps would make anew for each line
 
 
@@ -62,37 +59,10 @@ class Listing:
                     if (count - 1) % STRIDE == 0:
                         starts.append(end)
                     end += file.write(_line([item.id, item.uri, _file_out(item), item.mount, *place]))
-                summary = {"version": VERSION, "count": count, "digest": digest.hexdigest(), "starts": starts}
-                file.write(_line(summary))
-                file.write(b"%0*d" % (TAIL_BYTES, end))
-                file.flush()
-                os.fsync(file.fileno())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         return cls(path, count, digest.hexdigest(), tuple(starts))
-
-    @classmethod
-    def open(cls, path: Path) -> Listing:
-        """The listing that lies there.
-
-        Raises:
-            ValueError: It is none, or of another version.
-            OSError: It cannot be read.
-        """
-        try:
-            with path.open("rb") as file:
-                file.seek(-TAIL_BYTES, os.SEEK_END)
-                file.seek(int(file.read()))
-                summary = json.loads(file.readline())
-            listing = cls(path, summary["count"], summary["digest"], tuple(summary["starts"]))
-        except FileNotFoundError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: no listing, or damaged") from error
-        if summary["version"] != VERSION:
-            raise ValueError(f"{path}: a listing of version {summary['version']}, not {VERSION}")
-        return listing
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """The items from index `start` to before `stop`, in order.
