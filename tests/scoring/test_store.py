@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -83,12 +84,13 @@ def killed_while_writing(folder, host: str = "") -> None:
 
 def test_what_a_killed_run_of_this_machine_left_is_removed_and_nobody_elses(tmp_path):
     killed_while_writing(tmp_path)
-    killed_while_writing(tmp_path, "elsewhere")
+    elsewhere = f"gpu-{socket.gethostname()}"
+    killed_while_writing(tmp_path, elsewhere)
     (tmp_path / ".hidden").touch()
     assert len(os.listdir(tmp_path)) == 3
     with store_of(str(tmp_path)).written("b") as path:
         path.write_bytes(b"at work")
-        kept = [name for name in os.listdir(tmp_path) if name == ".hidden" or "-elsewhere-" in name or "b-" in name]
+        kept = [name for name in os.listdir(tmp_path) if name == ".hidden" or elsewhere in name or "b@" in name]
         assert len(kept) == 3
         store_of(str(tmp_path))  # as another run does when it begins
         assert sorted(os.listdir(tmp_path)) == sorted(kept)

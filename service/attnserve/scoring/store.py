@@ -103,9 +103,9 @@ class Folder(Store):
     def _part(self, name: str) -> tuple[Path, int]:
         """A new temporary file and its descriptor, whose lock says that somebody is at work on it."""
         while True:
-            part = self._path / f"{_PART}{name}-{socket.gethostname()}-{secrets.token_hex(4)}"
+            part = self._path / f"{_PART}{name}@{socket.gethostname()}@{secrets.token_hex(4)}"
             held = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            _locked(held)
+            _locked(held, waits=True)
             if os.fstat(held).st_nlink:
                 return part, held
             os.close(held)  # another run took it for a dead one's between the two calls
@@ -117,7 +117,8 @@ class Folder(Store):
     def remove_parts(self) -> None:
         """Delete what runs on this machine left that were killed; others may be at work, here and elsewhere."""
         for entry in self._entries():
-            if entry.name.startswith(_PART) and entry.name.rpartition("-")[0].endswith(f"-{socket.gethostname()}"):
+            host = entry.name.rpartition("@")[0].rpartition("@")[2]  # which no host name has
+            if entry.name.startswith(_PART) and host == socket.gethostname():
                 with suppress(OSError):
                     held = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
                     try:
@@ -203,10 +204,14 @@ def _put(part: Path, path: Path, replaces: bool) -> None:
     os.replace(part, path)
 
 
-def _locked(held: int) -> bool:
-    """Lock a file, which lasts until its descriptor is closed; False where another has it, or it cannot be."""
+def _locked(held: int, *, waits: bool = False) -> bool:
+    """Lock a file, which lasts until its descriptor is closed; False where another has it, or it cannot be.
+
+    Args:
+        waits: Until the other has let go.
+    """
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
