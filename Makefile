@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
+.PHONY: demo test test-full test-deploy lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
 	soak soak-score generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
@@ -14,11 +14,15 @@ demo: $(VENV)/.serving
 
 ## test: everything but the long forms (under 20 minutes on 2 cores).
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not full and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not full and not gpu and not deploy" $(PYTEST_ARGS)
 
 ## test-full: the long forms too.
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not deploy" $(PYTEST_ARGS)
+
+## test-deploy: what lies in deploy/, with the real programs around it; a program that is missing skips its tests.
+test-deploy: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "deploy and not full" tests/deploy $(PYTEST_ARGS)
 
 ## lint: ruff, mypy --strict, import contracts.
 lint: $(VENV)/.dev
