@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from attnserve.card import CARD_NAME, Card
 from attnserve.cores import available_cores
@@ -76,14 +78,16 @@ class Bench:
     """A server under load.
 
     Args:
+        http: Of the server's metrics.
         best: The ceiling of each model that is served.
         seconds: Of each load.
         rounds: Into which a closed loop is cut, with the ceiling between them.
     """
 
-    def __init__(self, crowd: Crowd, pid: int, best: dict[str, Best], seconds: float, rounds: int) -> None:
+    def __init__(self, crowd: Crowd, pid: int, http: str, best: dict[str, Best], seconds: float, rounds: int) -> None:
         self._crowd = crowd
         self._pid = pid
+        self._http = http
         self._best = best
         self._seconds = seconds
         self._rounds = rounds
@@ -103,9 +107,11 @@ class Bench:
         return self._row(load, self._seconds)
 
     def _row(self, load: Load, seconds: float) -> Row:
-        before = cpu_s(self._pid)
+        before, batches_before = cpu_s(self._pid), batches(self._http, load.model)
         with self._busy as busy:
             outcome: Outcome = self._crowd.drive(load, seconds)
+        after = batches(self._http, load.model)
+        count, images, busy_s = (now - then for now, then in zip(after, batches_before, strict=True))
         return {
             "model": load.model,
             "images/request": load.images,
@@ -115,6 +121,8 @@ class Bench:
             "p50 ms": outcome.percentile_ms(50),
             "p95 ms": outcome.percentile_ms(95),
             "p99 ms": outcome.percentile_ms(99),
+            "images/batch": images / count,
+            "ms/batch": busy_s / count * 1e3,
             "server CPU us/image": (cpu_s(self._pid) - before) / outcome.images * 1e6,
             "GPU busy": busy.mean,
         }
@@ -145,6 +153,8 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
         ",".join(models),
         "--provider",
         args.provider,
+        "--transport",
+        args.transport,
         "--gpu-plan",
         args.gpu_plan,
         "--gpu-tuning-s",
@@ -154,7 +164,7 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
         "--http-address",
         "127.0.0.1:0",
     ]
-    with tempfile.TemporaryFile("w+") as log:
+    with args.log.open("w+") if args.log else tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
             assert server.stdout is not None
             try:
@@ -168,16 +178,29 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
             raise SystemExit(f"the server did not start:\n{log.read()}")
 
 
+def batches(http: str, model: str) -> list[float]:
+    """How many batches the server ran of a model so far, of how many images together, in how many seconds."""
+    names = ("attnserve_batch_size_count", "attnserve_batch_size_sum", "attnserve_batch_duration_seconds_sum")
+    return [
+        sum(sample.value for sample in scraped(http) if sample.name == name and sample.labels["model"] == model)
+        for name in names
+    ]
+
+
 def plans(http: str) -> dict[str, str]:
     """How each model runs, as the server's metrics say."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    with urllib.request.urlopen(f"http://{http}/metrics", timeout=10) as response:
-        families = list(text_string_to_metric_families(response.read().decode()))
     return {
         sample.labels["model"]: f"{sample.labels['execution_provider']} {sample.labels['plan']}".strip()
-        for family in families for sample in family.samples if sample.name == "attnserve_model_info"
-    }  # fmt: skip
+        for sample in scraped(http)
+        if sample.name == "attnserve_model_info"
+    }
+
+
+def scraped(http: str) -> list[Sample]:
+    """The server's metrics."""
+    with urllib.request.urlopen(f"http://{http}/metrics", timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [sample for family in families for sample in family.samples]
 
 
 def machine() -> Row:
@@ -208,11 +231,13 @@ def table(rows: list[Row], columns: list[str]) -> str:
 def report(result: dict[str, Any]) -> str:
     """The run as Markdown."""
     served = ["model", "images/request", "form", "images/s", "ceiling", "share", "p50 ms", "p95 ms", "p99 ms",
-              "server CPU us/image", "GPU busy"]  # fmt: skip
+              "images/batch", "ms/batch", "server CPU us/image", "GPU busy"]  # fmt: skip
     facts = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     return "\n\n".join([
-        f"{facts}; {result['processes']} processes of load; provider {result['provider']}"
+        f"{facts}; {result['processes']} processes of load; provider {result['provider']}; "
+        f"transport {result['transport']}"
         + ("; **quick, not to be kept**" if result["quick"] else ""),
+        f"MiB used on each GPU: {result['GPU MiB']}",
         "Plans: " + "; ".join(f"{model}: {plan}" for model, plan in result["plans"].items()),
         "### Raw ONNX Runtime, input on the device",
         table(result["ceilings"], ["model", "way", "batch", "images/s"]),
@@ -245,7 +270,7 @@ def run(args: argparse.Namespace, repository: Path, models: list[str], deadline:
         parts = len(loads) + 2 * len(SHARES) + len(explained)
         spare = (deadline - time.monotonic()) / parts - 1.5  # of each: starts, pictures and the ceilings between
         long, rounds = (0.2, 1) if args.quick else (min(15.0, max(2.0, spare)), 3)
-        bench = Bench(crowd, pid, best, long, rounds)
+        bench = Bench(crowd, pid, announced["http"], best, long, rounds)
         served = [bench.closed(load) for load in loads]
         slower = [
             row for load, row in zip(loads, served, strict=True) if load.form == "raw" and row["model"] == main_model
@@ -254,9 +279,11 @@ def run(args: argparse.Namespace, repository: Path, models: list[str], deadline:
         result = {
             "machine": machine(),
             "provider": args.provider,
+            "transport": args.transport,
             "quick": args.quick,
             "processes": processes,
             "plans": plans(announced["http"]),
+            "GPU MiB": [gpu.used_bytes >> 20 for gpu in nvml.read()] if (nvml := open_nvml()) else [],
             "ceilings": [row for rows, _ in measured.values() for row in rows],
             "served": served,
             "paced": [row for images in (1, 8) for row in paced(bench, loads[0], full[images], images)],
@@ -274,12 +301,14 @@ def main() -> int:
     parser.add_argument("--export", type=Path, metavar="DIR", help="make the entries there and stop")
     parser.add_argument("--repository", type=Path, help="entries to serve, instead of making some")
     parser.add_argument("--models", help="those of the repository, the main one first; default: all")
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
     parser.add_argument("--gpu-plan", default="auto")
     parser.add_argument("--gpu-tuning-s", type=float, default=20.0)
     parser.add_argument("--processes", type=int, default=0, help="of load; 0 is half the cores")
     parser.add_argument("--quick", action="store_true", help="small networks, no worth in the figures")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--log", type=Path, help="of the server; without it only shown where the server does not start")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     if not args.export:

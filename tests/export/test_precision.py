@@ -6,12 +6,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.transformers import float16
 
 from attnserve.datasets import Pictures
 from attnserve.errors import ConfigError
@@ -117,6 +119,25 @@ def test_the_trunks_weights_are_narrow_and_the_gates_are_not(exact: Exact, narro
     kept = [weights[name] for name in weights if name in gates]
     assert kept
     assert {types[name] for name in kept} == {FLOAT}
+
+
+def test_a_converter_that_casts_a_tensor_for_each_of_its_readers_makes_the_same_file(
+    exact: Exact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of onnxruntime before 1.32."""
+    expected = narrowed(exact.model, Precision("fp16", noise(8)))
+    convert = float16.convert_float_to_float16
+
+    def twice(*args: Any, **options: Any) -> Any:
+        model = convert(*args, **options)
+        for name, entries in (("node", model.graph.node), ("value_info", model.graph.value_info)):
+            twins = [entry for entry in entries if name != "node" or entry.op_type == "Cast"]
+            assert twins
+            entries.extend(twins)
+        return model
+
+    monkeypatch.setattr(float16, "convert_float_to_float16", twice)
+    assert narrowed(exact.model, Precision("fp16", noise(8))) == expected
 
 
 def test_a_gate_is_found_by_structure(exact: Exact) -> None:

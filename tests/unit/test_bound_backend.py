@@ -84,7 +84,8 @@ class Recorder:
         assert host.flags.c_contiguous
         tensor.content[...] = host
 
-    def bind(self, inputs, outputs):
+    def bind(self, batch, inputs, outputs):
+        assert all(len(tensor.content) == batch for tensor in (*inputs.values(), *outputs.values()))
         binding = Binding(inputs, outputs)
         self.bindings.append(weakref.ref(binding))
         return binding
@@ -136,7 +137,7 @@ def backend(device):
 def graphs(device):
     """A warm backend with graphs, on its thread."""
     made = OneThread(lambda: BoundBackend(device, SIGNATURE, BUCKETS, graphs=True, gate=CaptureGate()))
-    made.warm_up()
+    made.warm_up(BUCKETS)
     device.runs.clear()
     yield made
     made.close()
@@ -179,7 +180,7 @@ def test_pictures_that_do_not_lie_together_are_uploaded_right(backend):
 
 
 def test_after_the_warm_up_nothing_is_allocated_any_more(backend, device):
-    backend.warm_up()
+    backend.warm_up(BUCKETS)
     allocated, staged = len(device.allocated), len(device.staged_shapes)
     assert sorted(device.staged_shapes) == [(bucket, 1, 1, 3) for bucket in BUCKETS]
     assert allocated == len(BUCKETS) * (1 + len(NAMES))
@@ -231,7 +232,7 @@ def test_a_graph_is_never_forgotten_for_other_combinations():
     signature = Signature("images", (1, 1, 3), np.dtype(np.uint8), {"probabilities": ((2,), FLOAT), **names})
     device = Recorder()
     backend = BoundBackend(device, signature, [1], graphs=True, gate=CaptureGate())
-    backend.warm_up()
+    backend.warm_up([1])
     bound = len(device.bindings)
     for name in names:
         backend.run(images_of(1), [name])
@@ -244,7 +245,7 @@ def test_a_graph_is_never_forgotten_for_other_combinations():
 def test_a_graph_that_does_not_read_what_is_uploaded_is_refused():
     backend = BoundBackend(Recorder(stale_graphs=True), SIGNATURE, BUCKETS, graphs=True, gate=CaptureGate())
     with pytest.raises(RuntimeError, match="the CUDA graph for batches of 7 computes something else"):
-        backend.warm_up()
+        backend.warm_up(BUCKETS)
 
 
 def test_of_a_graph_that_is_not_sure_of_any_class_a_stale_answer_is_refused_too():
@@ -252,7 +253,7 @@ def test_of_a_graph_that_is_not_sure_of_any_class_a_stale_answer_is_refused_too(
     device.compute = lambda images, name: expected(images, name) * 1e-6 + 1e-3
     backend = BoundBackend(device, SIGNATURE, [2], graphs=True, gate=CaptureGate())
     with pytest.raises(RuntimeError, match="computes something else"):
-        backend.warm_up()
+        backend.warm_up([2])
 
 
 def test_whoever_calls_a_backend_of_one_thread_its_device_hears_one_thread_and_one_call_at_a_time(graphs, device):
@@ -331,7 +332,7 @@ def test_what_cannot_be_made_on_the_thread_raises_where_it_is_asked_for():
 def test_closing_frees_everything_once_and_ends_the_thread(form, backend, device):
     before = threading.active_count()
     runner = OneThread(lambda: backend) if form == "one thread" else backend
-    runner.warm_up()
+    runner.warm_up(BUCKETS)
     runner.close()
     runner.close()
     assert device.closed == 1
@@ -364,7 +365,7 @@ def test_nobody_else_works_while_a_graph_is_captured():
     other_device.on_run = lambda: order.append("other")
     backend = BoundBackend(device, SIGNATURE, [1], graphs=True, gate=gate)
     other = BoundBackend(other_device, SIGNATURE, [1], gate=gate)
-    captor = threading.Thread(target=backend.warm_up)
+    captor = threading.Thread(target=backend.warm_up, args=([1],))
     captor.start()
     assert capturing.wait(PATIENCE_S)
     worker = threading.Thread(target=other.run, args=(images_of(1), ["map"]))

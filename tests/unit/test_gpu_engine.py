@@ -13,7 +13,10 @@ from attnserve import model_config
 from attnserve.config import ServeConfig
 from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
+from attnserve.gpu import engine as engine_module
+from attnserve.gpu.bound_backend import BoundBackend
 from attnserve.gpu.engine import new_copies, open_on_gpus
+from attnserve.gpu.ort_device import OrtDevice, open_session
 from attnserve.gpu.plan import GpuOptions, parse_plan
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.loading import Loader
@@ -62,6 +65,41 @@ def test_an_engine_says_what_it_runs_on_and_answers_as_the_plain_one(opened, con
     for rows in range(1, 7):
         found, expected = (each.backends[0].run(pictures(rows), ["logits"])["logits"] for each in (engine, plain))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_on_cuda_every_batch_size_runs_in_a_session_that_sees_no_other(config, monkeypatch):
+    opened, sizes = [], {}
+
+    class Watched(OrtDevice):
+        def __init__(self, sessions, _kind, index, copies):
+            super().__init__(sessions, "cpu", index, copies)
+
+        def bind(self, batch, inputs, outputs):
+            binding = super().bind(batch, inputs, outputs)
+            sizes.setdefault(id(binding.session), set()).add(batch)
+            return binding
+
+    def on_the_cpu(model, _provider, _options):
+        opened.append(open_session(model, CPU, {}))
+        return opened[-1]
+
+    monkeypatch.setattr(engine_module, "OrtDevice", Watched)
+    monkeypatch.setattr(engine_module, "open_session", on_the_cpu)
+    engine = open_on_gpus(PATH, config, CUDA, 0, GpuOptions(tuning_s=0.0), strict=True)
+    for rows in (6, 1, 2, 3, 5):
+        assert len(engine.backends[0].run(pictures(rows), ["logits"])["logits"]) == rows
+    engine.close()
+    assert sorted(map(tuple, sizes.values())) == [(1,), (2,), (4,), (6,)]
+    assert len(opened) == 4
+
+
+def test_a_trial_opens_only_the_batch_sizes_that_it_measures(config, monkeypatch):
+    warmed = []
+    warm_up = BoundBackend.warm_up
+    monkeypatch.setattr(BoundBackend, "warm_up", lambda self, sizes: (warmed.append(list(sizes)), warm_up(self, sizes)))
+    fixed = {"mode": "plain"}
+    open_on_gpus(PATH, config, CPU, 0, GpuOptions(tuning_s=0.0, fixed=fixed), strict=True).close()
+    assert warmed == [[1, 6], [2, 4]]
 
 
 def test_each_device_has_its_own_workers_on_the_one_plan(opened):

@@ -31,11 +31,11 @@ def backend(session, request):
     """A graph's ways are those of a CUDA graph too; the CPU provider only ignores that it should capture one."""
 
     def make():
-        device = OrtDevice(session, "cpu", 0, OrtCopies())
+        device = OrtDevice(dict.fromkeys(BUCKETS, session), "cpu", 0, OrtCopies())
         return BoundBackend(device, signature_of(session, PATH), BUCKETS, graphs=request.param, gate=CaptureGate())
 
     made = OneThread(make) if request.param else make()
-    made.warm_up()
+    made.warm_up(BUCKETS)
     yield made
     made.close()
 
@@ -73,11 +73,16 @@ def test_a_signature_is_the_graph_s(session):
 def test_the_last_slot_that_closes_lets_go_of_the_session():
     session = open_session(str(PATH), CPU, {})
     slots = [
-        BoundBackend(OrtDevice(session, "cpu", 0, OrtCopies()), signature_of(session, PATH), [1], gate=CaptureGate())
+        BoundBackend(
+            OrtDevice(dict.fromkeys(BUCKETS, session), "cpu", 0, OrtCopies()),
+            signature_of(session, PATH),
+            [1],
+            gate=CaptureGate(),
+        )
         for _ in range(2)
     ]
     for slot in slots:
-        slot.warm_up()
+        slot.warm_up([1])
     alive = weakref.ref(session)
     del session
     slots[0].close()

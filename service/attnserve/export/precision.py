@@ -127,9 +127,22 @@ def _float16(model: Any, images: NDArray[np.uint8]) -> Any:
     kept |= {node.name for node in model.graph.node if node.op_type not in FOLLOWING_OPS}
     _check_range(model, kept, images)
     narrow = convert_float_to_float16(model, keep_io_types=True, op_block_list=[], node_block_list=sorted(kept))
+    _merge_twins(narrow.graph)
     _join_float32(narrow.graph)
     OnnxModel(narrow).topological_sort(is_deterministic=True)  # the converter puts its casts last
     return narrow
+
+
+def _merge_twins(graph: Any) -> None:
+    """Keep one of the equal casts that the converter of onnxruntime before 1.32 writes for each reader of a tensor."""
+    for nodes in (graph.node, graph.value_info):
+        seen: set[str] = set()
+        for position in range(len(nodes) - 1, -1, -1):
+            entry = nodes[position]
+            name = entry.output[0] if hasattr(entry, "output") else entry.name
+            if name in seen:
+                del nodes[position]
+            seen.add(name)
 
 
 def _before_the_first_convolution(graph: Any) -> set[str]:

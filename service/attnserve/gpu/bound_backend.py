@@ -1,7 +1,7 @@
 """Runs batches through buffers that stay: on a device, one set for each batch size of a few; knows no ONNX Runtime.
 
-A batch is padded up to the next size (its bucket), because a GPU prepares for each shape anew and a CUDA graph fits one
-shape only. See `ort_device` for the device that ONNX Runtime makes.
+A batch is padded up to the next size (its bucket): a GPU prepares for each shape, and a CUDA graph fits only one.
+See `ort_device` for the device that ONNX Runtime makes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Device(Protocol):
     def upload(self, host: NDArray[Any], tensor: Any) -> None:
         """Copy an array of the tensor's shape; blocks until it has arrived."""
 
-    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
-        """Tie tensors to the graph's names."""
+    def bind(self, batch: int, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        """Tie tensors of that batch size to the graph's names."""
 
     def run(self, binding: Any, graph_id: int) -> None:
         """Compute; blocks until the outputs are there. `NO_GRAPH`, or the graph to capture or replay."""
@@ -134,16 +134,17 @@ class BoundBackend:
         with self._lock, self._gate.shared():
             return self._run(images, outputs)
 
-    def warm_up(self) -> None:
-        """Allocate everything, the largest bucket first, and capture the graphs; blocks.
+    def warm_up(self, buckets: Sequence[int]) -> None:
+        """Allocate everything of those buckets, the largest first, and capture their graphs; blocks.
 
         Raises:
             RuntimeError: A graph does not compute what the same run without it does.
         """
-        for bucket in reversed(self._buckets):
+        descending = sorted(buckets, reverse=True)
+        for bucket in descending:
             self.run(self._noise(bucket), self.outputs)
             self.run(self._noise(bucket), GRAPHED)
-        for bucket in reversed(self._buckets) if self._graphs else ():
+        for bucket in descending if self._graphs else ():
             self._capture(bucket)
 
     def close(self) -> None:
@@ -185,7 +186,7 @@ class BoundBackend:
         bound = self._bindings.get(key)
         if bound is None:
             tensors = {name: self._output(bucket, name) for name in names}
-            binding = self._device.bind({self._signature.input: self._input(bucket)}, tensors)
+            binding = self._device.bind(bucket, {self._signature.input: self._input(bucket)}, tensors)
             graph_id = self._graph_ids.get(bucket, NO_GRAPH) if names == GRAPHED else NO_GRAPH
             bound = self._bindings[key] = _Bound(binding, tensors, graph_id)
         self._bindings.move_to_end(key)

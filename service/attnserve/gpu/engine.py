@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ _TIMED_RUNS = 3
 class _Trial:
     """A plan on the first GPU; see `tuning.Trial`."""
 
+    sessions: dict[int, ort.InferenceSession]  # by batch size
     backends: Sequence[BoundBackend | OneThread]
     signature: Signature
     nodes: Mapping[str, int]
@@ -60,6 +61,7 @@ class _Trial:
     def close(self) -> None:
         for backend in self.backends:
             backend.close()
+        self.sessions.clear()
 
 
 NewCopies = Callable[[Plan, int], Copies]
@@ -93,9 +95,9 @@ class _Opener:
 
     def attempt(self, plan: Plan) -> _Trial:
         """Open, warm and measure on the first device; raises anything, and then nothing stays open."""
-        trial = self.open(plan, self._options.devices[0])
+        sizes = sorted({self.buckets[0], self.buckets[-1]})
+        trial = self.open(plan, self._options.devices[0], sizes)
         try:
-            sizes = sorted({self.buckets[0], self.buckets[-1]})
             measured = {
                 size: seconds_per_batch(trial.backends, _black(size, trial.signature), _MEASURE_S) for size in sizes
             }
@@ -104,25 +106,48 @@ class _Opener:
             raise
         shown = ", ".join(f"{size}: {seconds * 1e3:.2f} ms" for size, seconds in measured.items())
         log.info("%s: plan %s takes per batch of %s", self._path, plan, shown)
-        return _Trial(trial.backends, trial.signature, trial.nodes, measured)
+        return replace(trial, seconds=measured)
 
-    def open(self, plan: Plan, device: int) -> _Trial:
-        """Open and warm, not measured."""
-        session = open_session(str(self._path), self._provider, self._provider_options(plan, device))
+    def open(self, plan: Plan, device: int, sizes: Sequence[int]) -> _Trial:
+        """Open and warm, not measured, for some batch sizes."""
+        sessions: dict[int, ort.InferenceSession] = {}
+        self._open_sessions(sessions, plan, device, sizes)
+        session = sessions[sizes[0]]
         check_input(session, self._path)
         signature = signature_of(session, self._path)
-        slots = self._slots if plan.mode == "overlap" else 1
         backends: list[BoundBackend | OneThread] = []
+        trial = _Trial(sessions, backends, signature, nodes_by_provider(session), {})
         try:
-            for _ in range(slots):
-                make = partial(self._slot, session, signature, plan, device)
+            for _ in range(self._slots if plan.mode == "overlap" else 1):
+                make = partial(self._slot, sessions, signature, plan, device)
                 backends.append(OneThread(make) if plan.mode == "graphs" else make())
-                backends[-1].warm_up()
+                backends[-1].warm_up(sizes)
         except BaseException:
-            for backend in backends:
-                backend.close()
+            trial.close()
             raise
-        return _Trial(backends, signature, nodes_by_provider(session), {})
+        return trial
+
+    def complete(self, trial: _Trial, plan: Plan, device: int) -> None:
+        """Open and warm the batch sizes that a trial lacks."""
+        missing = [size for size in self.buckets if size not in trial.sessions]
+        self._open_sessions(trial.sessions, plan, device, missing)
+        for backend in trial.backends:
+            backend.warm_up(missing)
+
+    def _open_sessions(
+        self, sessions: dict[int, ort.InferenceSession], plan: Plan, device: int, sizes: Sequence[int]
+    ) -> None:
+        """Add what runs batches of those sizes.
+
+        A session for each on CUDA: since ONNX Runtime 1.20 a convolution makes its cuDNN plan anew whenever a batch is
+        not of the size of the one before, which takes ten times as long as the batch (its issue 23006).
+        """
+        for size in sizes:
+            if self._provider == CUDA or not sessions:
+                opened = open_session(str(self._path), self._provider, self._provider_options(plan, device))
+            else:
+                opened = next(iter(sessions.values()))
+            sessions[size] = opened
 
     def table(self, trial: _Trial) -> LatencyTable:
         """What one backend alone takes for each bucket."""
@@ -132,11 +157,13 @@ class _Opener:
             seconds[size] = min(_timed(trial.backends[0], images) for _ in range(_TIMED_RUNS))
         return LatencyTable(seconds)
 
-    def _slot(self, session: ort.InferenceSession, signature: Signature, plan: Plan, device: int) -> BoundBackend:
+    def _slot(
+        self, sessions: Mapping[int, ort.InferenceSession], signature: Signature, plan: Plan, device: int
+    ) -> BoundBackend:
         copies = self._copies(plan, device)
         kind = "cpu" if self._provider == CPU else "cuda"
         graphs = plan.mode == "graphs"
-        return BoundBackend(OrtDevice(session, kind, device, copies), signature, self.buckets, graphs=graphs)
+        return BoundBackend(OrtDevice(sessions, kind, device, copies), signature, self.buckets, graphs=graphs)
 
     def _provider_options(self, plan: Plan, device: int) -> dict[str, str]:
         if self._provider == TENSORRT:
@@ -201,8 +228,9 @@ def _opened(
             trial.close()
 
     try:
+        opener.complete(first, plan, options.devices[0])
         for device in options.devices[1:]:
-            trials += [opener.open(plan, device)]
+            trials += [opener.open(plan, device, opener.buckets)]
         table = opener.table(first)
     except BaseException:
         close()

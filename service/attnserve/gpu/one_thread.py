@@ -36,9 +36,9 @@ class OneThread:
         """As the backend's."""
         return self._thread.submit(self._backend.run, images, outputs).result()
 
-    def warm_up(self) -> None:
+    def warm_up(self, buckets: Sequence[int]) -> None:
         """As the backend's."""
-        self._thread.submit(self._backend.warm_up).result()
+        self._thread.submit(self._backend.warm_up, buckets).result()
 
     def close(self) -> None:
         """As the backend's, and end the thread."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,17 +64,23 @@ class OrtCopies:
         """Nothing to free."""
 
 
+@dataclass(frozen=True)
+class _Binding:
+    session: ort.InferenceSession
+    tensors: ort.IOBinding
+
+
 class OrtDevice:
-    """One slot's view of a session.
+    """One slot's view of a model's sessions.
 
     Args:
-        session: May be shared by slots; held until `close`.
+        sessions: By batch size; may be shared by slots, and may grow. Held until `close`.
         kind: `cpu` or `cuda`; where the tensors live.
         index: Of the device.
     """
 
-    def __init__(self, session: ort.InferenceSession, kind: str, index: int, copies: Copies) -> None:
-        self._session: ort.InferenceSession | None = session
+    def __init__(self, sessions: Mapping[int, ort.InferenceSession], kind: str, index: int, copies: Copies) -> None:
+        self._sessions: Mapping[int, ort.InferenceSession] = sessions
         self._kind = kind
         self._index = index
         self._copies = copies
@@ -85,24 +92,23 @@ class OrtDevice:
         """A tensor on the device."""
         return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, self._kind, self._index)
 
-    def bind(self, inputs: Mapping[str, ort.OrtValue], outputs: Mapping[str, ort.OrtValue]) -> ort.IOBinding:
+    def bind(self, batch: int, inputs: Mapping[str, ort.OrtValue], outputs: Mapping[str, ort.OrtValue]) -> _Binding:
         """An IOBinding with those tensors."""
-        assert self._session is not None
-        binding = self._session.io_binding()
+        session = self._sessions[batch]
+        binding = session.io_binding()
         for name, tensor in inputs.items():
             binding.bind_ortvalue_input(name, tensor)
         for name, tensor in outputs.items():
             binding.bind_ortvalue_output(name, tensor)
-        return binding
+        return _Binding(session, binding)
 
-    def run(self, binding: ort.IOBinding, graph_id: int) -> None:
+    def run(self, binding: _Binding, graph_id: int) -> None:
         """Blocks until the outputs are there: a run waits for its stream at its end."""
-        assert self._session is not None
-        self._session.run_with_iobinding(binding, self._options(graph_id))
+        binding.session.run_with_iobinding(binding.tensors, self._options(graph_id))
 
     def close(self) -> None:
-        """Let go of the session; the last slot's ends it."""
-        self._session = None
+        """Let go of the sessions; the last slot's ends them."""
+        self._sessions = {}
         self._copies.close()
 
     def _options(self, graph_id: int) -> ort.RunOptions | None:
