@@ -181,7 +181,7 @@ class BatchQueue(Generic[W]):
 
     def _room(self, idle_workers: int) -> int:
         share = max(-(-self.rows // idle_workers), min(self._wanted(), self.rows))
-        room = min(self.limit, share)
+        room = self.table.worth_taking(min(self.limit, share))
         return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 
     def _next(self, dropped: list[W], now: float) -> W | None:

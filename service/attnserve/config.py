@@ -81,7 +81,7 @@ class ServeConfig:
     gpu_plan: str = _option(
         "auto",
         "how models run on a GPU, words separated by commas: nchw or nhwc, heuristic or exhaustive, pageable or "
-        "pinned, plain, overlap or graphs; what is not said is chosen by measurement at the warm-up",
+        "pinned, plain, overlap, graphs or overlapped-graphs; what is not said is chosen by measurement at the warm-up",
     )
     gpu_tuning_s: float = _option(
         30.0, "seconds after which the warm-up of a model tries no further way to run it on a GPU"

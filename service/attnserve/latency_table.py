@@ -19,9 +19,11 @@ class LatencyTable:
 
     Args:
         seconds: Batch size -> seconds, as the warm-up measured them; empty where there was none.
+        padded: Whether the engine pads a batch up to the next of these sizes, so that one between costs the same.
     """
 
-    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
+    def __init__(self, seconds: Mapping[int, float] | None = None, *, padded: bool = False) -> None:
+        self._padded = padded
         known = dict(sorted((seconds or {}).items()))
         self._sizes = list(known)
         self._seconds = list(known.values())
@@ -48,7 +50,10 @@ class LatencyTable:
             return
         ratio = seconds / self.predicted_s(rows)
         self._pace *= ratio**_PACE_WEIGHT
-        nearest = min(range(len(self._sizes)), key=lambda i: abs(self._sizes[i] - rows))
+        if self._padded:
+            nearest = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
+        else:
+            nearest = min(range(len(self._sizes)), key=lambda i: abs(self._sizes[i] - rows))
         self._seconds[nearest] *= ratio**_SHAPE_WEIGHT
         self._efficient.clear()
 
@@ -66,6 +71,18 @@ class LatencyTable:
             self._efficient[most] = min(size for size, rate in rates.items() if rate >= enough)
         return self._efficient[most]
 
+    def worth_taking(self, rows: int) -> int:
+        """How many of so many rows to take at once: fewer where padding would cost more than leaving some for later.
+
+        That is the largest measured size below, where its throughput beats that of all rows by more than `WORTH_IT`.
+        """
+        at = bisect_left(self._sizes, rows)
+        if not self._padded or at in (0, len(self._sizes)) or self._sizes[at] == rows:
+            return rows
+        below = self._sizes[at - 1]
+        gain = below / (self._seconds[at - 1] + _AROUND_S) / (rows / (self._seconds[at] + _AROUND_S))
+        return below if gain > WORTH_IT else rows
+
     def largest_within(self, budget_s: float, most: int) -> int:
         """The largest batch, of at most `most`, that ends within the budget; 0 where not even one image does."""
         if not self._sizes or self.predicted_s(most) <= budget_s:
@@ -80,12 +97,12 @@ class LatencyTable:
         return low
 
     def _shape_at(self, rows: int) -> float:
-        """Interpolated between the measured sizes, flat below the first, proportional above the last."""
+        """Flat below the first measured size, proportional above the last; between them as the engine is."""
         sizes, seconds = self._sizes, self._seconds
         at = bisect_left(sizes, rows)
         if at == len(sizes):
             return seconds[-1] * rows / sizes[-1]
-        if at == 0 or sizes[at] == rows:
+        if at == 0 or sizes[at] == rows or self._padded:
             return seconds[at]
         share = (rows - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
         return seconds[at - 1] + share * (seconds[at] - seconds[at - 1])

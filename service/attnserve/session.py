@@ -29,6 +29,8 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
+_FATAL = 4  # of ONNX Runtime's levels
+
 Provider = tuple[str, Mapping[str, str]]
 """An execution provider with its options."""
 
@@ -44,6 +46,8 @@ def choose_provider(wanted: str) -> str:
     if provider in ort.get_available_providers():
         with redirect_stdout(sys.stderr):  # it prints what it misses, and stdout is for the server's own line
             ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels or in torch, wherever they are installed
+        # cuDNN refuses many fused convolutions, each in a line of the default logger, and ONNX Runtime splits them.
+        ort.set_default_logger_severity(_FATAL)
         return provider
     if wanted == "auto":
         return CPU

@@ -195,7 +195,7 @@ POSITIVE = [
         (
             {"gpu_plan": "fast"},
             "gpu_plan: 'fast' is not auto and none of nchw, nhwc, heuristic, exhaustive, pageable, "
-            "pinned, plain, overlap, graphs",
+            "pinned, plain, overlap, graphs, overlapped-graphs",
         ),
         ({"gpu_plan": "graphs,overlap"}, "gpu_plan: graphs and overlap exclude each other"),
         ({"gpu_devices": "0,0"}, "gpu_devices must be different numbers separated by commas, got '0,0'"),

@@ -16,6 +16,7 @@ from attnserve.errors import ConfigError
 from attnserve.gpu import engine as engine_module
 from attnserve.gpu.bound_backend import BoundBackend
 from attnserve.gpu.engine import new_copies, open_on_gpus
+from attnserve.gpu.one_thread import OneThread
 from attnserve.gpu.ort_device import OrtDevice, open_session
 from attnserve.gpu.plan import GpuOptions, parse_plan
 from attnserve.inference import model_config_pb2 as pb
@@ -91,6 +92,20 @@ def test_on_cuda_every_batch_size_runs_in_a_session_that_sees_no_other(config, m
     engine.close()
     assert sorted(map(tuple, sizes.values())) == [(1,), (2,), (4,), (6,)]
     assert len(opened) == 4
+
+
+def test_overlapped_graphs_have_sessions_and_threads_of_their_own(config, monkeypatch):
+    monkeypatch.setattr(engine_module, "OrtDevice", lambda sessions, _, *rest: OrtDevice(sessions, "cpu", *rest))
+    monkeypatch.setattr(engine_module, "open_session", lambda model, _, __: open_session(model, CPU, {}))
+    gpu = GpuOptions(tuning_s=0.0, fixed=parse_plan("overlapped-graphs"))
+    engine = open_on_gpus(PATH, config, CUDA, 0, gpu, strict=True)
+    assert [type(backend) for backend in engine.backends] == [OneThread, OneThread]
+    first, second = (backend._backend._device._sessions for backend in engine.backends)
+    assert sorted(first) == sorted(second) == [1, 2, 4, 6]
+    assert len({id(session) for sessions in (first, second) for session in sessions.values()}) == 8
+    answers = [backend.run(pictures(3), ["probabilities"])["probabilities"] for backend in engine.backends]
+    np.testing.assert_array_equal(*answers)
+    engine.close()
 
 
 def test_a_trial_opens_only_the_batch_sizes_that_it_measures(config, monkeypatch):

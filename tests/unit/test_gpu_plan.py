@@ -46,11 +46,12 @@ def test_devices_are_numbers_and_without_any_it_is_the_first():
             parse_devices(text)
 
 
-def test_several_workers_overlap_and_do_nothing_else():
+def test_several_workers_overlap_one_way_or_the_other():
     assert with_workers({"layout": "nhwc"}, 0) == {"layout": "nhwc"}
     assert with_workers({}, 1) == {}
     assert with_workers({}, 3) == with_workers({"mode": "overlap"}, 3) == {"mode": "overlap"}
-    for mode, workers in (("graphs", 2), ("plain", 2), ("overlap", 1)):
+    assert with_workers({"mode": "overlapped-graphs"}, 2) == {"mode": "overlapped-graphs"}
+    for mode, workers in (("graphs", 2), ("plain", 2), ("overlap", 1), ("overlapped-graphs", 1)):
         with pytest.raises(ConfigError, match=f"gpu_plan: {mode} "):
             with_workers({"mode": mode}, workers)
 
@@ -96,8 +97,9 @@ def test_a_plan_is_better_only_where_it_gains_over_all_sizes_together_more_than_
 
 def test_variants_differ_in_one_word_from_the_best_and_skip_what_is_fixed_or_barred():
     best = Plan(layout="nhwc")
-    assert list(variants(best, "mode", {}, ())) == [Plan("nhwc", mode="overlap"), Plan("nhwc", mode="graphs")]
-    assert list(variants(best, "mode", {}, {"graphs"})) == [Plan("nhwc", mode="overlap")]
+    modes = ["overlap", "graphs", "overlapped-graphs"]
+    assert list(variants(best, "mode", {}, ())) == [Plan("nhwc", mode=mode) for mode in modes]
+    assert list(variants(best, "mode", {}, modes[1:])) == [Plan("nhwc", mode="overlap")]
     assert list(variants(best, "mode", {"mode": "plain"}, ())) == []
     assert list(variants(best, "layout", {}, ())) == [Plan()]
 
@@ -137,11 +139,12 @@ def test_tuning_keeps_what_gains_dimension_by_dimension_and_closes_the_rest(cloc
     assert plan == Plan("nhwc", "heuristic", "pinned", "graphs")
     assert bench.open == [plan]
     assert trial.seconds[1] == pytest.approx(1 / (1.5 * 1.2 * 1.6))
-    assert len(bench.tried) == 6
+    assert len(bench.tried) == 7
 
 
-def test_graphs_and_overlap_exclude_each_other_and_the_faster_is_kept(clock):
+def test_of_the_modes_the_fastest_is_kept(clock):
     for speed, best in (({"overlap": 1.5, "graphs": 1.2}, "overlap"), ({"overlap": 1.2, "graphs": 1.5}, "graphs"),
+                        ({"graphs": 1.2, "overlapped-graphs": 1.4}, "overlapped-graphs"),
                         ({"overlap": 1.01, "graphs": 1.01}, "plain")):  # fmt: skip
         assert tune(Bench(clock, **speed).attempt, {}, (), budget_s=100, clock=clock)[0].mode == best
 

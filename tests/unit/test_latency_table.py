@@ -17,6 +17,23 @@ def test_sizes_between_the_measured_ones_are_interpolated():
     assert [table.predicted_s(rows) for rows in (1, 2, 3, 4, 6, 8, 16)] == [1.0, 1.0, 1.5, 2.0, 4.0, 6.0, 12.0]
 
 
+def test_an_engine_that_pads_takes_as_long_for_any_size_as_for_the_next_measured():
+    table = LatencyTable({2: 1.0, 4: 2.0, 8: 6.0}, padded=True)
+    assert [table.predicted_s(rows) for rows in (1, 2, 3, 4, 5, 8, 16)] == [1.0, 1.0, 2.0, 2.0, 6.0, 6.0, 12.0]
+    for _ in range(300):
+        table.observe(5, 12.0)  # a batch of 8 to the engine
+        table.observe(4, 2.0)
+    assert table.predicted_s(8) / table.predicted_s(4) > 5
+
+
+def test_an_engine_that_pads_is_given_no_batch_that_is_mostly_padding():
+    table = LatencyTable({8: 5.4e-3, 16: 7.2e-3, 32: 11.5e-3, 64: 19.9e-3}, padded=True)
+    taken = {rows: table.worth_taking(rows) for rows in (1, 8, 9, 12, 17, 33, 50, 58, 64, 65)}
+    assert taken == {1: 1, 8: 8, 9: 8, 12: 12, 17: 16, 33: 32, 50: 32, 58: 58, 64: 64, 65: 65}
+    assert LatencyTable({32: 11.5e-3, 64: 19.9e-3}).worth_taking(33) == 33
+    assert LatencyTable(padded=True).worth_taking(33) == 33
+
+
 def test_an_empty_table_knows_nothing_and_limits_nothing():
     table = LatencyTable()
     assert (table.predicted_s(7), table.efficient_size(64), table.largest_within(0.0, 64)) == (0.0, 64, 64)

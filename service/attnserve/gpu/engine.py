@@ -35,7 +35,7 @@ from attnserve.gpu.ort_device import (
     signature_of,
 )
 from attnserve.gpu.pinned_copies import PinnedCopies
-from attnserve.gpu.plan import OVERLAP_SLOTS, GpuOptions, Plan, cuda_options, with_workers
+from attnserve.gpu.plan import OVERLAP_SLOTS, OVERLAPPING, GpuOptions, Plan, cuda_options, with_workers
 from attnserve.gpu.tuning import seconds_per_batch, tune
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.latency_table import LatencyTable
@@ -52,7 +52,7 @@ _TIMED_RUNS = 3
 class _Trial:
     """A plan on the first GPU; see `tuning.Trial`."""
 
-    sessions: dict[int, ort.InferenceSession]  # by batch size
+    sessions: Sequence[dict[int, ort.InferenceSession]]  # by batch size: each slot's own, or those that all share
     backends: Sequence[BoundBackend | OneThread]
     signature: Signature
     nodes: Mapping[str, int]
@@ -61,7 +61,8 @@ class _Trial:
     def close(self) -> None:
         for backend in self.backends:
             backend.close()
-        self.sessions.clear()
+        for each in self.sessions:
+            each.clear()
 
 
 NewCopies = Callable[[Plan, int], Copies]
@@ -110,17 +111,17 @@ class _Opener:
 
     def open(self, plan: Plan, device: int, sizes: Sequence[int]) -> _Trial:
         """Open and warm, not measured, for some batch sizes."""
-        sessions: dict[int, ort.InferenceSession] = {}
-        self._open_sessions(sessions, plan, device, sizes)
-        session = sessions[sizes[0]]
+        slots = self._slots if plan.overlaps else 1
+        sessions = [self._sessions(plan, device, sizes) for _ in range(slots if plan.graphs else 1)]
+        session = sessions[0][sizes[0]]
         check_input(session, self._path)
         signature = signature_of(session, self._path)
         backends: list[BoundBackend | OneThread] = []
         trial = _Trial(sessions, backends, signature, nodes_by_provider(session), {})
         try:
-            for _ in range(self._slots if plan.mode == "overlap" else 1):
-                make = partial(self._slot, sessions, signature, plan, device)
-                backends.append(OneThread(make) if plan.mode == "graphs" else make())
+            for slot in range(slots):
+                make = partial(self._slot, sessions[slot % len(sessions)], signature, plan, device)
+                backends.append(OneThread(make) if plan.graphs else make())
                 backends[-1].warm_up(sizes)
         except BaseException:
             trial.close()
@@ -129,25 +130,24 @@ class _Opener:
 
     def complete(self, trial: _Trial, plan: Plan, device: int) -> None:
         """Open and warm the batch sizes that a trial lacks."""
-        missing = [size for size in self.buckets if size not in trial.sessions]
-        self._open_sessions(trial.sessions, plan, device, missing)
+        missing = [size for size in self.buckets if size not in trial.sessions[0]]
+        for sessions in trial.sessions:
+            sessions |= self._sessions(plan, device, missing, sessions)
         for backend in trial.backends:
             backend.warm_up(missing)
 
-    def _open_sessions(
-        self, sessions: dict[int, ort.InferenceSession], plan: Plan, device: int, sizes: Sequence[int]
-    ) -> None:
-        """Add what runs batches of those sizes.
+    def _sessions(
+        self, plan: Plan, device: int, sizes: Sequence[int], have: Mapping[int, ort.InferenceSession] | None = None
+    ) -> dict[int, ort.InferenceSession]:
+        """What runs batches of those sizes, beside what there is for others.
 
         A session for each on CUDA: since ONNX Runtime 1.20 a convolution makes its cuDNN plan anew whenever a batch is
         not of the size of the one before, which takes ten times as long as the batch (its issue 23006).
         """
-        for size in sizes:
-            if self._provider == CUDA or not sessions:
-                opened = open_session(str(self._path), self._provider, self._provider_options(plan, device))
-            else:
-                opened = next(iter(sessions.values()))
-            sessions[size] = opened
+        opened = partial(open_session, str(self._path), self._provider, self._provider_options(plan, device))
+        if self._provider == CUDA:
+            return {size: opened() for size in sizes}
+        return dict.fromkeys(sizes, next(iter(have.values())) if have else opened())
 
     def table(self, trial: _Trial) -> LatencyTable:
         """What one backend alone takes for each bucket."""
@@ -155,15 +155,14 @@ class _Opener:
         for size in self.buckets:
             images = _black(size, trial.signature)
             seconds[size] = min(_timed(trial.backends[0], images) for _ in range(_TIMED_RUNS))
-        return LatencyTable(seconds)
+        return LatencyTable(seconds, padded=True)
 
     def _slot(
         self, sessions: Mapping[int, ort.InferenceSession], signature: Signature, plan: Plan, device: int
     ) -> BoundBackend:
         copies = self._copies(plan, device)
         kind = "cpu" if self._provider == CPU else "cuda"
-        graphs = plan.mode == "graphs"
-        return BoundBackend(OrtDevice(sessions, kind, device, copies), signature, self.buckets, graphs=graphs)
+        return BoundBackend(OrtDevice(sessions, kind, device, copies), signature, self.buckets, graphs=plan.graphs)
 
     def _provider_options(self, plan: Plan, device: int) -> dict[str, str]:
         if self._provider == TENSORRT:
@@ -259,11 +258,12 @@ def _barred(provider: str, workers: int, fixed: Mapping[str, str]) -> set[str]:
     """Words that cannot be had. Raises `ConfigError` where one of them is asked for."""
     barred: dict[str, str] = {}
     if provider != CUDA:
-        barred |= dict.fromkeys(("graphs", "nhwc", "exhaustive"), f"{provider} has no such choice")
+        choices = ("graphs", "overlapped-graphs", "nhwc", "exhaustive")
+        barred |= dict.fromkeys(choices, f"{provider} has no such choice")
     if provider == CPU or not pinned_copies.available():
         barred["pinned"] = "cuda-bindings is not installed"
     if workers == 1:
-        barred["overlap"] = "there is one worker"
+        barred |= dict.fromkeys(OVERLAPPING, "there is one worker")
     for word in fixed.values():
         if word in barred:
             raise ConfigError(f"gpu_plan: {word} cannot be had: {barred[word]}")

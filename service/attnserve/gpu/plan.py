@@ -16,12 +16,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "layout": ("nchw", "nhwc"),
     "search": ("heuristic", "exhaustive"),
     "copies": ("pageable", "pinned"),
-    "mode": ("plain", "overlap", "graphs"),
+    "mode": ("plain", "overlap", "graphs", "overlapped-graphs"),
 }
 """In the order of tuning, what is tried first before what must beat it: the kernels first, then how they are fed."""
 
 WORTH_IT = 1.02
 """A speed-up below this is noise, and the plainer plan stays."""
+
+OVERLAPPING = ("overlap", "overlapped-graphs")
 
 OVERLAP_SLOTS = 2
 """One batch is copied while the other is computed; a third would only wait."""
@@ -36,7 +38,8 @@ class Plan:
         search: How cuDNN finds its convolution algorithms, anew for each batch size.
         copies: `pinned` goes through page-locked memory on a stream of its own, beside Python's lock.
         mode: `plain` runs one batch after the other; `overlap` copies one while another is computed; `graphs` replays a
-            CUDA graph per batch size, which excludes overlap: a graph's addresses are fixed and it bears one thread.
+            CUDA graph per batch size, whose addresses are fixed and which bears one thread; `overlapped-graphs` does
+            both, with graphs, and so sessions and weights, of its own for each batch on its way.
     """
 
     layout: str = "nchw"
@@ -46,6 +49,16 @@ class Plan:
 
     def __str__(self) -> str:
         return ",".join(getattr(self, dimension) for dimension in CHOICES)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether CUDA graphs are replayed."""
+        return self.mode in ("graphs", "overlapped-graphs")
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether several batches are on their way at once."""
+        return self.mode in OVERLAPPING
 
 
 @dataclass(frozen=True)
@@ -100,11 +113,11 @@ def with_workers(fixed: Mapping[str, str], workers: int) -> dict[str, str]:
     Raises `ConfigError` where the two contradict each other.
     """
     mode = fixed.get("mode")
-    if workers > 1 and mode not in (None, "overlap"):
+    if workers > 1 and mode not in (None, *OVERLAPPING):
         raise ConfigError(f"gpu_plan: {mode} runs with one worker per GPU, not {workers}")
-    if workers == 1 and mode == "overlap":
-        raise ConfigError("gpu_plan: overlap needs 2 workers per GPU or more, not 1")
-    return {**fixed, "mode": "overlap"} if workers > 1 else dict(fixed)
+    if workers == 1 and mode in OVERLAPPING:
+        raise ConfigError(f"gpu_plan: {mode} needs 2 workers per GPU or more, not 1")
+    return {**fixed, "mode": mode or "overlap"} if workers > 1 else dict(fixed)
 
 
 def first_plan(fixed: Mapping[str, str]) -> Plan:
@@ -139,7 +152,7 @@ def cuda_options(plan: Plan, device: int, options: GpuOptions) -> dict[str, str]
         "do_copy_in_default_stream": "1",
         "prefer_nhwc": str(int(plan.layout == "nhwc")),
         "use_tf32": str(int(options.tf32)),
-        "enable_cuda_graph": str(int(plan.mode == "graphs")),
+        "enable_cuda_graph": str(int(plan.graphs)),
     }
     if options.mem_limit_bytes:
         found["gpu_mem_limit"] = str(options.mem_limit_bytes)
