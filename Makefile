@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TEST_PROCESSES ?= 2
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
 .PHONY: demo test test-full test-deploy lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
@@ -12,9 +13,10 @@ SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.tom
 demo: $(VENV)/.serving
 	$(BIN)/python deploy/demo/run.py
 
-## test: everything but the long forms (under 20 minutes on 2 cores).
+## test: everything but the long forms (under 20 minutes on 2 cores), by as many processes, one file in one process.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not full and not gpu and not deploy" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full and not gpu and not deploy" \
+		$(PYTEST_ARGS)
 
 ## test-full: the long forms too.
 test-full: $(VENV)/.dev
