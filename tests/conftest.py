@@ -112,29 +112,35 @@ def running_server(*flags: str, **options: object) -> Iterator[ServerProcess]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What is marked `both_transports` runs over each; everything else over the default."""
+    """What is marked `both_transports` runs over each, `fronts` by several processes too; the rest over the default."""
     if "transport" in metafunc.fixturenames:
-        both = metafunc.definition.get_closest_marker("both_transports")
-        metafunc.parametrize("transport", ["grpcio", "native"] if both else ["grpcio"], scope="session")
+        both, fronts = map(metafunc.definition.get_closest_marker, ("both_transports", "fronts"))
+        names = ["grpcio", *(["native"] if both else []), *(["native, 2 processes"] if fronts else [])]
+        metafunc.parametrize("transport", names, scope="session")
+
+
+def _flags(transport: str) -> list[str]:
+    name, _, processes = transport.partition(", ")
+    return ["--transport", name, *(["--transport-processes", processes.partition(" ")[0]] if processes else [])]
 
 
 @pytest.fixture(scope="session")
 def server(transport: str) -> Iterator[ServerProcess]:
     """One server for all tests that leave it as they found it."""
-    with running_server("--transport", transport) as process:
+    with running_server(*_flags(transport)) as process:
         yield process
 
 
 @pytest.fixture(scope="session")
 def start_server(transport: str):
     """A context manager that starts a server of the test's own: `with start_server(*flags) as server`."""
-    return functools.partial(running_server, "--transport", transport)
+    return functools.partial(running_server, *_flags(transport))
 
 
 @pytest.fixture(scope="session")
 def server_process(transport: str):
     """The class itself, for tests that stop the server in their own way."""
-    return functools.partial(ServerProcess, "--transport", transport)
+    return functools.partial(ServerProcess, *_flags(transport))
 
 
 @pytest.fixture

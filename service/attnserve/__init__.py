@@ -16,7 +16,7 @@ Two halves share one contract, the model repository. Reading order:
   `grpcio` behind it), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
-  (of memory), `server`.
+  (of memory), `server`; several processes as one: `fronts`, a map of its own.
 * What is measured: `datasets` (labelled pictures, by `class_folders`: what their names mean), `measure` (accuracy),
   `faithfulness` (of maps, pure), `served` (a model behind a client, as functions), `record` (how it was done, for the
   card).

@@ -42,6 +42,7 @@ class Policy:
         turn_batches: Batches of the largest size that an entry may fill before others of its class come. Chosen with
             ten to forty clients that ask for more than there is: 2 made large requests late together, 8 let a client
             that asks for more than its share wait ten times as long.
+        shares_out: Whether idle workers get a share each of what waits, or the first takes all it can.
     """
 
     max_batch_size: int
@@ -50,6 +51,7 @@ class Policy:
     levels: int = 1
     ageing_s: float = 1.0
     turn_batches: int = 4
+    shares_out: bool = True
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
@@ -137,8 +139,8 @@ class BatchQueue(Generic[W]):
     def take(self, now: float, idle_workers: int = 1) -> tuple[Batch[W], list[W]]:
         """The next batch for one of `idle_workers` idle workers, and the entries that left without being launched.
 
-        The batch holds ceil(queued / idle_workers) rows, so that the other idle workers get their share, and at most
-        `limit`; it may be empty. Each dropped entry has its `error` set here.
+        The batch holds ceil(queued / idle_workers) rows, so that the other idle workers get their share, or all where
+        the policy shares nothing out, and at most `limit`; it may be empty. Each dropped entry has its `error` set.
         """
         dropped = self._expired(now)
         room = self._room(idle_workers)
@@ -180,7 +182,8 @@ class BatchQueue(Generic[W]):
         return self.limit if self.policy.max_queue_delay_s else 1
 
     def _room(self, idle_workers: int) -> int:
-        share = max(-(-self.rows // idle_workers), min(self._wanted(), self.rows))
+        takers = idle_workers if self.policy.shares_out else 1
+        share = max(-(-self.rows // takers), min(self._wanted(), self.rows))
         room = self.table.worth_taking(min(self.limit, share))
         return max((size for size in self.policy.preferred_batch_sizes if size <= room), default=room)
 

@@ -56,6 +56,11 @@ class ServeConfig:
         "looked at only when a message was read, and callers of streams without x-client-id count as one client",
         ("grpcio", "native"),
     )
+    transport_processes: int = _option(
+        1,
+        "processes that speak gRPC and decode pictures, on one port; more than 1 only where one cannot feed the GPU: "
+        "the models are run by one more",
+    )
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
     provider: str = _option(
         "auto",
@@ -135,12 +140,12 @@ class ServeConfig:
                 raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, int | float) and not value >= 0:  # so that NaN is refused too
                 raise ConfigError(f"{option.name} must not be negative, got {value}")
-        for name in ("workers", "decode_threads"):
+        for name in ("workers", "decode_threads", "transport_processes"):
             if getattr(self, name) > MOST_THREADS:
                 raise ConfigError(f"{name} must be at most {MOST_THREADS}, got {getattr(self, name)}")
         for name in ("max_request_bytes", "max_reply_bytes", "max_image_bytes", "max_image_pixels",
                      "max_images_per_request", "max_pending_images", "max_pending_bytes", "default_timeout_s",
-                     "repository_poll_s"):  # fmt: skip
+                     "repository_poll_s", "transport_processes"):  # fmt: skip
             if not getattr(self, name):
                 raise ConfigError(f"{name} must be positive")
         if self.provider == "tensorrt" and not self.engine_cache:

@@ -75,6 +75,7 @@ class ModelControl:
         make_keeper: Called once with the `post` that it must use.
         mode: `none`, `poll` or `explicit`.
         poll_s: Seconds between two looks in mode `poll`.
+        takes_orders: Whether mode `explicit` does after the start.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class ModelControl:
         *,
         mode: str,
         poll_s: float,
+        takes_orders: bool = True,
     ) -> None:
+        self._takes_orders = takes_orders
         self._repository = repository
         self._models = models
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -171,6 +174,8 @@ class ModelControl:
     def _order(self, job: Callable[[], None], done: Done) -> None:
         if self._mode != EXPLICIT:
             raise Unavailable(f"explicit model load / unload is not allowed: model_control_mode is {self._mode}")
+        if not self._takes_orders:
+            raise Unavailable("explicit model load / unload is not allowed: several transport_processes serve")
         if self._stopping:
             raise Unavailable("the server is shutting down")
         if len(self._waiting) >= _MOST_WAITING:

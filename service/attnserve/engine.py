@@ -27,6 +27,7 @@ class Engine:
         cpu_nodes: Nodes of the graph that a GPU's provider left to the CPU; None on a CPU, and where it is unknown.
         close: Frees what only it holds; called when no worker runs it any more.
         placement: How many workers, and how many threads share a run: `2x1`; empty on a GPU.
+        joins: Whether what several workers run at once is run as one batch, so that rows need not be shared out.
         unbound: A backend that any thread may run before the workers do; None where any of `backends` is one.
     """
 
@@ -42,6 +43,7 @@ class Engine:
     close: Callable[[], None] = lambda: None
     placement: str = ""
     unbound: Backend | None = None
+    joins: bool = False
 
     @property
     def onnx_provider(self) -> str:

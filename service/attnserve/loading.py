@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnserve import engines, memory
 from attnserve.batch_queue import BatchQueue
 from attnserve.card import LAST, Explanation
-from attnserve.contract import Entry, Listener
+from attnserve.contract import Backend, Entry, Listener
 from attnserve.engine import Engine
 from attnserve.errors import ConfigError, DoesNotFit
 from attnserve.explain import FEATURES, Explainers, record_of
@@ -29,11 +31,29 @@ from attnserve.models import Model
 from attnserve.placement import CpuOptions
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
 from attnserve.scheduler import Scheduler
-from attnserve.session import ExplainingBackend
+from attnserve.session import ExplainingBackend, Provider
+
+OpenEngine = Callable[[Path, pb.ModelConfig, str, int, GpuOptions, CpuOptions], Engine]
+"""As `engines.open_engine`."""
+
+OpenLayer = Callable[[Path, bytes, Explanation, Provider, int], "Explains"]
+"""As `open_layer`."""
 
 _ROUNDING = 0.01  # of a sum of probabilities; half precision is far within it
 
 log = logging.getLogger(__name__)
+
+
+class Explains(Backend, Protocol):
+    """What runs an explaining graph; see `ExplainingBackend`."""
+
+    def warm_up(self, row: NDArray[Any]) -> float:
+        """Run one row; returns the seconds."""
+
+
+def open_layer(path: Path, data: bytes, layer: Explanation, provider: Provider, most: int) -> Explains:  # noqa: ARG001
+    """An explaining graph from a file's verified bytes; `most` rows are run at once."""
+    return ExplainingBackend(path, data, layer, provider)
 
 
 class Loader:
@@ -47,6 +67,7 @@ class Loader:
         listener: For the workers.
         reserve_bytes: Memory that must stay free.
         available_bytes: How much memory there is; None where nobody knows.
+        open_engine, open_layer: By whom models and explaining graphs are opened.
     """
 
     def __init__(
@@ -59,7 +80,11 @@ class Loader:
         gpu: GpuOptions | None = None,
         cpu: CpuOptions | None = None,
         available_bytes: Callable[[], int | None] = memory.available_bytes,
+        open_engine: OpenEngine = engines.open_engine,
+        open_layer: OpenLayer = open_layer,
     ) -> None:
+        self._open_engine = open_engine
+        self._open_layer = open_layer
         self._provider = provider
         self._workers = workers
         self._listener = listener
@@ -85,7 +110,7 @@ class Loader:
         resident_before = memory.resident_bytes()
         known = parse_plan(previous.plan) if previous is not None and previous.plan else {}
         gpu = replace(self._gpu, known=known)
-        engine = engines.open_engine(files.model_path, config, self._provider, self._workers, gpu, self._cpu)
+        engine = self._open_engine(files.model_path, config, self._provider, self._workers, gpu, self._cpu)
         try:
             _check_outputs(files, engine)
             _check_probabilities(files, engine)
@@ -95,7 +120,8 @@ class Loader:
         memory.give_back()
         memory_bytes = max(memory.resident_bytes() - resident_before, file_bytes)
         count = len(engine.backends)
-        queue: BatchQueue[Entry] = BatchQueue(policy_of(config), engine.table, count)
+        policy = replace(policy_of(config), shares_out=not engine.joins)
+        queue: BatchQueue[Entry] = BatchQueue(policy, engine.table, count)
         scheduler = Scheduler(files.key, engine.backends, queue, self._listener)
         load_s = time.monotonic() - started
         placed = f"placement {engine.placement}" if engine.placement else f"{count} workers"
@@ -139,7 +165,8 @@ class Loader:
         if hashlib.sha256(data).hexdigest() != files.card.files[layer.file]:
             raise ConfigError(f"{path}: it is not the file any more whose SHA-256 the card says")
         started = time.monotonic()
-        backend = ExplainingBackend(path, data, layer, provider_of_layers(provider, self._gpu))
+        provided = provider_of_layers(provider, self._gpu)
+        backend = self._open_layer(path, data, layer, provided, files.config.max_batch_size)
         view = files.card.preprocessing
         row = np.zeros(1, record_of(layer, view.height, view.width))
         try:

@@ -9,9 +9,13 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from prometheus_client import CollectorRegistry
 
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, joined_address, split_address
@@ -20,6 +24,7 @@ from attnserve.control import ModelControl
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits, prepare
 from attnserve.decode_pool import DecodePool
+from attnserve.engines import open_engine
 from attnserve.errors import ConfigError
 from attnserve.gpu.metrics import GpuMetrics
 from attnserve.gpu.nvml import open_nvml
@@ -31,7 +36,7 @@ from attnserve.handlers.table import Method
 from attnserve.http_server import HttpServer
 from attnserve.keeper import Keeper, Post
 from attnserve.listeners import Listeners
-from attnserve.loading import Loader
+from attnserve.loading import Loader, OpenEngine, OpenLayer, open_layer
 from attnserve.logs import CallLog
 from attnserve.metrics import Metrics
 from attnserve.models import Models
@@ -52,15 +57,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a server that is one of several on a port is given by the process that started it; see `fronts`.
+
+    Attributes:
+        open_engine, open_layer: As `Loader` takes them.
+        on_ready: Told whether it takes requests, and the versions served by model.
+    """
+
+    open_engine: OpenEngine
+    open_layer: OpenLayer
+    on_ready: Callable[[bool, dict[str, str]], None]
+
+
 class Server:
     """One server process's worth of rooms. Use `run`.
 
     Args:
         config: Validated.
+        part: Where it is one of several: then HTTP, the GPUs and the announcement are somebody else's.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, part: Part | None = None) -> None:
         self._config = config
+        self._part = part
         self._ready = False
         self._transport: Transport | None = None
         self._make = _transport_of(config.transport)
@@ -69,12 +90,20 @@ class Server:
         self._tracing = _tracing_to(config.otel_endpoint)
         listeners: list[Listener] = [self._metrics, self._statistics, CallLog(), *self._tracing]
         self._listeners = Listeners(*listeners)
-        self._watch_gpus()
+        if part is None:
+            self._watch_gpus()
         self._drawing = PicturePool("draw", available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(lambda: self._admission.images)
         self._http_host, http_port = split_address("http_address", config.http_address)
-        self._http = HttpServer(self._http_host, http_port, self._metrics.registry, lambda: self._ready)
+        self._http = (
+            HttpServer(self._http_host, http_port, self.registry, lambda: self._ready) if part is None else None
+        )
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self._metrics.registry
 
     async def run(self) -> None:
         """Load, serve until SIGTERM or SIGINT, drain.
@@ -83,8 +112,9 @@ class Server:
         """
         stop = _stop_on_signals()
         host, port = split_address("grpc_address", self._config.grpc_address)
-        check_free(host, port)
-        log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
+        if self._http is not None:
+            check_free(host, port)
+            log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
         models = Models()
         control = self._control(models)
         load = partial(control.load_at_start, self._config.load_models, exit_on_error=self._config.exit_on_error)
@@ -100,15 +130,18 @@ class Server:
         self._metrics.watch_inflight(self._open_calls)
         port = await transport.start(host, port)
         await transport.set_serving()
-        self._set_ready(True)
+        served: dict[str, str] = {model.key.name: model.key.version for model in models}
+        self._set_ready(True, served)
         control.start()
-        self._announce(host, port, models)
+        if self._http is not None:
+            self._announce(joined_address(host, port), self._http, served)
         await stopping
         in_time = await self._drain(transport, control)
         ended = control.close()
         decode_pool.close()
         self._drawing.close()
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
         for tracing in self._tracing:
             await asyncio.to_thread(tracing.close)
         log.info("stopped")
@@ -124,6 +157,8 @@ class Server:
             reserve_bytes=config.memory_reserve_bytes,
             gpu=config.gpu,
             cpu=CpuOptions(config.placement, config.openvino_precision),
+            open_engine=self._part.open_engine if self._part else open_engine,
+            open_layer=self._part.open_layer if self._part else open_layer,
         )
 
         def keeper(post: Post) -> Keeper:
@@ -137,7 +172,14 @@ class Server:
                 keep_previous=config.keep_previous,
             )
 
-        return ModelControl(repository, models, keeper, mode=config.model_control_mode, poll_s=config.repository_poll_s)
+        return ModelControl(
+            repository,
+            models,
+            keeper,
+            mode=config.model_control_mode,
+            poll_s=config.repository_poll_s,
+            takes_orders=self._part is None,
+        )
 
     def _watch_gpus(self) -> None:
         """Metrics of GPUs where models may run on one. Raises `ConfigError` where they must and cannot."""
@@ -174,6 +216,7 @@ class Server:
             max_request_bytes=config.max_request_bytes,
             health_services=[*services, *models.names()],
             on_idle=trimmer.on_idle,
+            shares_port=self._part is not None,
         )
 
     def _methods(self, models: Models, control: ModelControl, pipeline: Pipeline) -> list[Method]:
@@ -183,14 +226,15 @@ class Server:
         protocol = OpenInferenceHandlers(models, pipeline, self._statistics, lambda: self._ready, most, most_bytes)
         return [*own.methods(), *protocol.methods(), *ModelRepositoryHandlers(control).methods()]
 
-    def _set_ready(self, ready: bool) -> None:
+    def _set_ready(self, ready: bool, served: dict[str, str] | None = None) -> None:
         self._ready = ready
         self._metrics.ready.set(ready)
+        if self._part is not None:
+            self._part.on_ready(ready, served or {})
 
-    def _announce(self, host: str, port: int, models: Models) -> None:
+    def _announce(self, grpc_address: str, http: HttpServer, served: dict[str, str]) -> None:
         """One line of JSON on stdout, for whoever started the server and wants its ports."""
-        served: dict[str, str] = {model.key.name: model.key.version for model in models}
-        grpc_address, http_address = joined_address(host, port), joined_address(self._http_host, self._http.port)
+        http_address = joined_address(self._http_host, http.port)
         log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)
         print(json.dumps({"event": "ready", "grpc": grpc_address, "http": http_address, "models": served}), flush=True)
 

@@ -39,8 +39,11 @@ from gpu_load import Crowd, Load, Outcome
 from gpu_nets import export, nets
 from gpu_raw import Best, Row, ceilings
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SHARES = (0.5, 0.8, 0.95)
+UNARY_CALLERS = 16
+"""Of each process, with one image per request: enough for two of the largest batches to be on their way."""
+
+PACED_CALLERS = 32
 FORMS = [(1, "raw"), (8, "raw"), (32, "raw"), (1, "jpeg"), (8, "jpeg"), (32, "jpeg")]
 
 
@@ -68,12 +71,6 @@ class Busy:
             self._seen += [gpu.busy for gpu in self._nvml.read()[:1]]
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
 class Bench:
     """A server under load.
 
@@ -84,9 +81,8 @@ class Bench:
         rounds: Into which a closed loop is cut, with the ceiling between them.
     """
 
-    def __init__(self, crowd: Crowd, pid: int, http: str, best: dict[str, Best], seconds: float, rounds: int) -> None:
+    def __init__(self, crowd: Crowd, http: str, best: dict[str, Best], seconds: float, rounds: int) -> None:
         self._crowd = crowd
-        self._pid = pid
         self._http = http
         self._best = best
         self._seconds = seconds
@@ -107,11 +103,11 @@ class Bench:
         return self._row(load, self._seconds)
 
     def _row(self, load: Load, seconds: float) -> Row:
-        before, batches_before = cpu_s(self._pid), batches(self._http, load.model)
+        before = counts(self._http, load.model)
         with self._busy as busy:
             outcome: Outcome = self._crowd.drive(load, seconds)
-        after = batches(self._http, load.model)
-        count, images, busy_s = (now - then for now, then in zip(after, batches_before, strict=True))
+        after = counts(self._http, load.model)
+        count, images, busy_s, cpu_s = (now - then for now, then in zip(after, before, strict=True))
         return {
             "model": load.model,
             "images/request": load.images,
@@ -123,7 +119,7 @@ class Bench:
             "p99 ms": outcome.percentile_ms(99),
             "images/batch": images / count,
             "ms/batch": busy_s / count * 1e3,
-            "server CPU us/image": (cpu_s(self._pid) - before) / outcome.images * 1e6,
+            "server CPU us/image": cpu_s / outcome.images * 1e6,
             "GPU busy": busy.mean,
         }
 
@@ -132,14 +128,14 @@ def paced(bench: Bench, load: Load, full: float, images: int) -> list[Row]:
     """p99 at shares of what a closed loop reached."""
     rows = []
     for share in SHARES:
-        at = Load(load.model, images, load.form, callers=load.callers * 8, rate=share * full / images, size=load.size)
+        at = Load(load.model, images, load.form, callers=PACED_CALLERS, rate=share * full / images, size=load.size)
         rows.append({"load": share, "wanted images/s": share * full, **bench.open(at)})
     return rows
 
 
 @contextmanager
-def serving(repository: Path, models: list[str], args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], int]]:
-    """A server of those models: what it announced, and its process id. Its log goes to stderr where it fails."""
+def serving(repository: Path, models: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A server of those models: what it announced. Its log goes to stderr where it fails."""
     command = [
         sys.executable,
         "-m",
@@ -155,6 +151,8 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
         args.provider,
         "--transport",
         args.transport,
+        "--transport-processes",
+        str(args.transport_processes),
         "--gpu-plan",
         args.gpu_plan,
         "--gpu-tuning-s",
@@ -170,7 +168,7 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
             try:
                 line = server.stdout.readline()
                 if line:
-                    yield json.loads(line), server.pid
+                    yield json.loads(line)
             finally:
                 server.terminate()
         if not line:
@@ -178,13 +176,12 @@ def serving(repository: Path, models: list[str], args: argparse.Namespace) -> It
             raise SystemExit(f"the server did not start:\n{log.read()}")
 
 
-def batches(http: str, model: str) -> list[float]:
-    """How many batches the server ran of a model so far, of how many images together, in how many seconds."""
-    names = ("attnserve_batch_size_count", "attnserve_batch_size_sum", "attnserve_batch_duration_seconds_sum")
-    return [
-        sum(sample.value for sample in scraped(http) if sample.name == name and sample.labels["model"] == model)
-        for name in names
-    ]
+def counts(http: str, model: str) -> list[float]:
+    """Batches that the server ran of a model so far, their images and seconds; the CPU seconds of its processes."""
+    names = ("attnserve_batch_size_count", "attnserve_batch_size_sum", "attnserve_batch_duration_seconds_sum",
+             "process_cpu_seconds_total")  # fmt: skip
+    samples = [sample for sample in scraped(http) if sample.labels.get("model", model) == model]
+    return [sum(sample.value for sample in samples if sample.name == name) for name in names]
 
 
 def plans(http: str) -> dict[str, str]:
@@ -262,15 +259,18 @@ def run(args: argparse.Namespace, repository: Path, models: list[str], deadline:
     main_model = models[0]
     sizes = {m: Card.from_json((paths[m].parent / CARD_NAME).read_text()).preprocessing.height for m in models}
     processes = args.processes or max(1, available_cores() // 2)
-    loads = [Load(main_model, images, form, size=sizes[main_model]) for images, form in FORMS]
+    loads = [
+        Load(main_model, images, form, size=sizes[main_model], callers=UNARY_CALLERS if images == 1 else 4)
+        for images, form in FORMS
+    ]
     loads += [Load(model, 8, size=sizes[model]) for model in models[1:]]
     explained = [Load(main_model, 8, explain=explain, size=sizes[main_model]) for explain in (False, True)]
-    with serving(repository, models, args) as (announced, pid):
+    with serving(repository, models, args) as announced:
         crowd = Crowd(announced["grpc"], processes)
         parts = len(loads) + 2 * len(SHARES) + len(explained)
         spare = (deadline - time.monotonic()) / parts - 1.5  # of each: starts, pictures and the ceilings between
         long, rounds = (0.2, 1) if args.quick else (min(15.0, max(2.0, spare)), 3)
-        bench = Bench(crowd, pid, announced["http"], best, long, rounds)
+        bench = Bench(crowd, announced["http"], best, long, rounds)
         served = [bench.closed(load) for load in loads]
         slower = [
             row for load, row in zip(loads, served, strict=True) if load.form == "raw" and row["model"] == main_model
@@ -279,7 +279,7 @@ def run(args: argparse.Namespace, repository: Path, models: list[str], deadline:
         result = {
             "machine": machine(),
             "provider": args.provider,
-            "transport": args.transport,
+            "transport": f"{args.transport} x {args.transport_processes}",
             "quick": args.quick,
             "processes": processes,
             "plans": plans(announced["http"]),
@@ -302,6 +302,7 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, help="entries to serve, instead of making some")
     parser.add_argument("--models", help="those of the repository, the main one first; default: all")
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    parser.add_argument("--transport-processes", type=int, default=1)
     parser.add_argument("--gpu-plan", default="auto")
     parser.add_argument("--gpu-tuning-s", type=float, default=20.0)
     parser.add_argument("--processes", type=int, default=0, help="of load; 0 is half the cores")

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-pytestmark = pytest.mark.both_transports
+pytestmark = [pytest.mark.both_transports, pytest.mark.fronts]
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["fashion-mnist-cbam", "fashion-mnist-bam"]

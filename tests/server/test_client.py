@@ -11,7 +11,7 @@ import pytest
 
 from attnserve.client import AsyncClient, Classification, ClientError, Retry
 
-pytestmark = pytest.mark.both_transports
+pytestmark = [pytest.mark.both_transports, pytest.mark.fronts]
 
 MODEL = "fashion-mnist-cbam"
 

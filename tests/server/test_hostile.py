@@ -16,7 +16,7 @@ from attnserve.inference import grpc_service_pb2 as oip
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
 
-pytestmark = pytest.mark.both_transports
+pytestmark = [pytest.mark.both_transports, pytest.mark.fronts]
 
 MODEL = "fashion-mnist-cbam"
 

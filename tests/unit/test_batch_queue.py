@@ -57,6 +57,11 @@ def test_an_entry_larger_than_a_batch_is_split_and_its_last_part_shares_a_batch_
     assert queue.take(now=0)[0] == Batch((Slice(large, 6, 7), Slice(small, 0, 2)), 3)
 
 
+def test_where_nothing_is_gained_by_sharing_out_the_first_idle_worker_takes_all(new_entry, queue_of):
+    queue = queue_of(8, new_entry(*range(6)), shares_out=False)
+    assert [queue.take(now=0, idle_workers=idle)[0].rows for idle in (4, 3)] == [6, 0]
+
+
 @pytest.mark.parametrize(
     ("queued", "idle_workers", "max_batch_size", "rows"),
     [

@@ -15,8 +15,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    from attnserve import logs, server
+    from attnserve import logs
 
     settings = config.load(args, os.environ)
     logs.configure(settings.log_level, settings.log_format)
+    if settings.transport_processes > 1:
+        from attnserve.fronts import supervisor
+
+        return supervisor.serve(settings)
+    from attnserve import server
+
     return server.serve(settings)

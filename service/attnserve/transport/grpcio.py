@@ -38,6 +38,7 @@ class GrpcioTransport:
         max_request_bytes: Largest message accepted; larger ones answer RESOURCE_EXHAUSTED.
         health_services: Names for grpc.health.v1 besides "" (the whole server); all turn SERVING with `set_serving`.
         on_idle: Called on the event loop each time the last open call has its answer; must be quick.
+        shares_port: See `server_options`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class GrpcioTransport:
         max_request_bytes: int,
         health_services: Sequence[str] = (),
         on_idle: Callable[[], None] = lambda: None,
+        shares_port: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -59,7 +61,7 @@ class GrpcioTransport:
         self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
         self._health_services = ["", *health_services]
         self._health = Health()
-        self._server = grpc.aio.server(options=server_options(max_request_bytes))
+        self._server = grpc.aio.server(options=server_options(max_request_bytes, shares_port=shares_port))
         self._add_methods(methods)
 
     @property

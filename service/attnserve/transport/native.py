@@ -60,11 +60,13 @@ class NativeTransport:
         max_request_bytes: int,
         health_services: Sequence[str] = (),
         on_idle: Callable[[], None] = lambda: None,
+        shares_port: bool = False,
         clock: Callable[[], float] = time.monotonic,
         front: Callable[..., NativeGrpcFront] = NativeGrpcFront,
     ) -> None:
         self._methods = [method for method in methods if method.hot and method.wrap is None]
         self._max_request_bytes = max_request_bytes
+        self._shares_port = shares_port
         self._make_front = front
         self._front: NativeGrpcFront | None = None
         self._inbox = SharedInbox()
@@ -92,7 +94,14 @@ class NativeTransport:
         address = joined_address(host, port)
         try:
             paths = [(method.path, False) for method in self._methods]
-            front = self._make_front(address, paths, io_threads=_IO_THREADS, call_details=True, metrics=True)
+            front = self._make_front(
+                address,
+                paths,
+                io_threads=_IO_THREADS,
+                call_details=True,
+                metrics=True,
+                reuse_port=self._shares_port,
+            )
             self._folder = tempfile.mkdtemp(prefix="attnserve-")
         except OSError as error:
             raise ConfigError(f"cannot listen for gRPC on {address}: {error}") from error
