@@ -29,11 +29,14 @@ class Admission:
     each, so whoever comes next finds room (after Choudhury and Hahne, "Dynamic Queue Length Thresholds for
     Shared-Memory Packet Switches", 1998). A client's only request may reach the limits themselves, so none that they
     allow is refused for ever.
+
+    Attributes:
+        max_images, max_bytes: The limits.
     """
 
     def __init__(self, max_images: int, max_bytes: int) -> None:
-        self._max_images = max_images
-        self._max_bytes = max_bytes
+        self.max_images = max_images
+        self.max_bytes = max_bytes
         self._images = 0
         self._bytes = 0
         self._of: dict[str, _Share] = {}  # only clients with a request inside
@@ -44,6 +47,11 @@ class Admission:
     def images(self) -> int:
         """Pictures accepted and not yet answered."""
         return self._images
+
+    @property
+    def bytes(self) -> int:
+        """Their size, as it counts for the limit."""
+        return self._bytes
 
     def admit(self, client: str, images: int, size_bytes: int, wait_s: float, run_s: float, slack_s: float) -> None:
         """Take a request on; `release` must follow.
@@ -63,7 +71,7 @@ class Admission:
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down")
-            if self._images + images > self._max_images or self._bytes + size_bytes > self._max_bytes:
+            if self._images + images > self.max_images or self._bytes + size_bytes > self.max_bytes:
                 raise Overloaded("the server has as many pictures as it can hold", retry_after_s=_retry(wait_s))
             if wait_s > 0 and late_s > 0:
                 raise Overloaded("the deadline cannot be met: too much is waiting", retry_after_s=_retry(late_s))
@@ -71,8 +79,8 @@ class Admission:
             if share is None:
                 share = self._of[client] = _Share()
             elif (
-                share.images + images > self._max_images - self._images - images
-                or share.bytes + size_bytes > self._max_bytes - self._bytes - size_bytes
+                share.images + images > self.max_images - self._images - images
+                or share.bytes + size_bytes > self.max_bytes - self._bytes - size_bytes
             ):
                 raise Overloaded("this client has as many pictures here as it may", retry_after_s=_retry(wait_s))
             share.requests += 1
@@ -84,8 +92,8 @@ class Admission:
     def _check_it_can_fit(self, images: int, size_bytes: int) -> None:
         """Raise `InvalidArgument` for what an empty house could not hold: to come back later would not help."""
         for held, most, limit in (
-            (images, self._max_images, "pictures are held at once (max_pending_images)"),
-            (size_bytes, self._max_bytes, "bytes of pictures are held at once (max_pending_bytes)"),
+            (images, self.max_images, "pictures are held at once (max_pending_images)"),
+            (size_bytes, self.max_bytes, "bytes of pictures are held at once (max_pending_bytes)"),
         ):
             if held > most:
                 raise InvalidArgument(f"images: at most {most} {limit}, got {held}")

@@ -38,6 +38,11 @@ class Status(NamedTuple):
         """Whether it should be served and cannot."""
         return self.state == UNAVAILABLE and self.reason not in (UNLOADED, KEPT)
 
+    @property
+    def stale(self) -> bool:
+        """Whether it is served from files that have been replaced by others, which cannot be loaded."""
+        return self.state == READY and bool(self.reason)
+
 
 @dataclass(frozen=True)
 class Found:

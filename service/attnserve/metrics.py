@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 
@@ -20,9 +20,13 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from attnserve.admission import Admission
 from attnserve.contract import Call, ModelKey
 from attnserve.distribution import Distribution, Tally
+from attnserve.lifecycle import Status
 from attnserve.models import Model
 from attnserve.statistics import Statistics
 from attnserve.triton_metrics import TritonMetrics
@@ -41,6 +45,33 @@ MOST_GONE = 16
 
 _MODEL = ("model", "version")
 _OUTCOMES = {"OK": "served", "RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
+
+
+class FailedVersions(Collector):
+    """The versions that do not serve as they should, read at each scrape; unlike a counter it ends with the trouble."""
+
+    name = "attnserve_model_version_failed"
+    documentation = (
+        "1 for each version that should be served and cannot, or is served from files that newer, bad ones replaced; "
+        "version is empty where the trouble is the whole model's."
+    )
+    labelnames = _MODEL
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.read: Callable[[], Iterable[tuple[ModelKey, Status]]] = tuple
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Its name and type, so that the registry refuses a second one of that name."""
+        return [GaugeMetricFamily(self.name, self.documentation, labels=self.labelnames)]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """For the registry."""
+        family = GaugeMetricFamily(self.name, self.documentation, labels=self.labelnames)
+        for key, status in self.read():
+            if status.failed or status.stale:
+                family.add_metric(key, 1)
+        return [family]
 
 
 class Metrics:
@@ -115,6 +146,9 @@ class Metrics:
             registry=self.registry,
         )
         self.pending = gauge("attnserve_pending_images", "Images accepted and not yet answered.")
+        self.pending_limit = gauge("attnserve_pending_images_limit", "How many of them there may be.")
+        self.pending_bytes = gauge("attnserve_pending_bytes", "Bytes of images accepted and not yet answered.")
+        self.pending_bytes_limit = gauge("attnserve_pending_bytes_limit", "How many of them there may be.")
         self.queued = gauge("attnserve_queued_images", "Images that wait for a worker.", _MODEL)
         self.queued_clients = gauge(
             "attnserve_queued_clients",
@@ -167,17 +201,25 @@ class Metrics:
             _MODEL,
             registry=self.registry,
         )
+        self.failed_versions = FailedVersions(self.registry)
         self.ready = gauge("attnserve_ready", "1 while the server takes requests.")
         build = gauge("attnserve_build_info", "1; the version is a label.", ("version",))
         build.labels(version("attnserve")).set(1)
 
-    def watch_pending(self, read: Callable[[], int]) -> None:
-        """Report pending images by calling `read` at each scrape."""
-        self.pending.set_function(read)
+    def watch_pending(self, admission: Admission) -> None:
+        """Report at each scrape how full the house is."""
+        self.pending.set_function(lambda: admission.images)
+        self.pending_bytes.set_function(lambda: admission.bytes)
+        self.pending_limit.set(admission.max_images)
+        self.pending_bytes_limit.set(admission.max_bytes)
 
     def watch_inflight(self, read: Callable[[], int]) -> None:
         """Report requests in flight by calling `read` at each scrape."""
         self.inflight.set_function(read)
+
+    def watch_versions(self, read: Callable[[], Iterable[tuple[ModelKey, Status]]]) -> None:
+        """Report the versions that failed by calling `read` at each scrape; see `Models.statuses`."""
+        self.failed_versions.read = read
 
     def model_loaded(self, model: Model) -> None:
         """Report a model version from now on."""

@@ -94,7 +94,7 @@ class Server:
             self._watch_gpus()
         self._drawing = PicturePool("draw", available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
-        self._metrics.watch_pending(lambda: self._admission.images)
+        self._metrics.watch_pending(self._admission)
         self._http_host, http_port = split_address("http_address", config.http_address)
         self._http = (
             HttpServer(self._http_host, http_port, self.registry, lambda: self._ready) if part is None else None
@@ -116,6 +116,7 @@ class Server:
             check_free(host, port)
             log.info("loading models; HTTP on %s", joined_address(self._http_host, self._http.port))
         models = Models()
+        self._metrics.watch_versions(models.statuses)
         control = self._control(models)
         load = partial(control.load_at_start, self._config.load_models, exit_on_error=self._config.exit_on_error)
         loading = asyncio.ensure_future(asyncio.to_thread(load))

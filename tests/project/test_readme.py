@@ -20,7 +20,7 @@ from attnserve.cli import build_parser
 from attnserve.config import ServeConfig, shown
 from attnserve.distribution import Distribution, Tally
 from attnserve.gpu import metrics as gpu_metrics
-from attnserve.metrics import Metrics
+from attnserve.metrics import FailedVersions, Metrics
 from attnserve.scoring import job_metrics
 from attnserve.statistics import Statistics
 
@@ -46,8 +46,8 @@ def test_every_metric_is_documented_with_its_kind_labels_and_meaning():
     for name, kind, text, labels in (*triton_metrics.DESCRIBED, *gpu_metrics.DESCRIBED):
         found[name] = [kind, ", ".join(labels), text]
     for metric in vars(Metrics(Statistics())).values():
-        if isinstance(metric, Distribution | Tally):
-            kind = "histogram" if isinstance(metric, Distribution) else "counter"
+        if isinstance(metric, Distribution | Tally | FailedVersions):
+            kind = {Distribution: "histogram", Tally: "counter"}.get(type(metric), "gauge")
             found[metric.name] = [kind, ", ".join(metric.labelnames), metric.documentation]
         elif hasattr(metric, "_labelnames"):
             suffix = "_total" if metric._type == "counter" else ""

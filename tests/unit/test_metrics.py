@@ -11,9 +11,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from attnserve.admission import Admission
 from attnserve.contract import ModelKey, Timings
 from attnserve.correlation import trace_of
 from attnserve.errors import DeadlineExceeded, InvalidArgument, Overloaded
+from attnserve.lifecycle import KEPT, LOADING, READY, STALE, UNAVAILABLE, UNLOADED, Status
 from attnserve.metrics import Metrics
 from attnserve.statistics import Statistics
 
@@ -182,12 +184,30 @@ def test_drops_count_images_by_reason(metrics, sample, reason):
     assert sample("attnserve_dropped_images_total", reason=reason, **MODEL) == 5
 
 
-def test_pending_images_are_read_at_each_scrape(metrics, sample):
-    pending = [7]
-    metrics.watch_pending(lambda: pending[0])
-    assert sample("attnserve_pending_images") == 7
-    pending[0] = 3
-    assert sample("attnserve_pending_images") == 3
+def test_how_full_the_house_is_is_read_at_each_scrape(metrics, sample):
+    admission = Admission(max_images=10, max_bytes=1000)
+    metrics.watch_pending(admission)
+    names = ("images", "bytes", "images_limit", "bytes_limit")
+    admission.admit("a", images=7, size_bytes=300, wait_s=0, run_s=0, slack_s=1)
+    assert [sample(f"attnserve_pending_{name}") for name in names] == [7, 300, 10, 1000]
+    admission.release("a", images=7, size_bytes=300)
+    assert [sample(f"attnserve_pending_{name}") for name in names] == [0, 0, 10, 1000]
+
+
+def test_a_version_is_failed_while_it_should_be_served_and_is_not(metrics, sample):
+    standing = {
+        "1": Status(READY),
+        "2": Status(UNAVAILABLE, "broken"),
+        "3": Status(UNAVAILABLE, KEPT),
+        "4": Status(UNAVAILABLE, UNLOADED),
+        "5": Status(LOADING),
+        "6": Status(READY, f"{STALE}: broken"),
+    }
+    metrics.watch_versions(lambda: [(ModelKey("net", version), how) for version, how in standing.items()])
+    failed = {v: sample("attnserve_model_version_failed", model="net", version=v) for v in standing}
+    assert failed == {"1": None, "2": 1, "3": None, "4": None, "5": None, "6": 1}
+    standing["2"] = Status(READY)
+    assert sample("attnserve_model_version_failed", model="net", version="2") is None
 
 
 def test_a_loaded_model_is_described_and_its_queue_is_read_at_each_scrape(
