@@ -93,6 +93,15 @@ class Prometheus:
         """The first samples of an instant vector that are any."""
         return wait_for(lambda: self.query(expression))
 
+    def wait_for_rules(self) -> list[dict[str, Any]]:
+        """All rules, once each has been evaluated."""
+
+        def evaluated() -> list[dict[str, Any]]:
+            found = [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+            return [] if any(rule["health"] == "unknown" for rule in found) else found
+
+        return wait_for(evaluated)
+
     def alerts(self, name: str) -> list[dict[str, Any]]:
         """The alerts of that name, pending or firing."""
         return [alert for alert in self.get("alerts")["alerts"] if alert["labels"]["alertname"] == name]
