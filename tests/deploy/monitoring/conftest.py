@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,13 @@ class Prometheus:
         return wait_for(lambda: self.query(expression))
 
     def wait_for_rules(self) -> list[dict[str, Any]]:
-        """All rules, once each has been evaluated."""
+        """All rules, once each has been evaluated after this call."""
+        now = datetime.now(UTC)
 
         def evaluated() -> list[dict[str, Any]]:
             found = [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
-            return [] if any(rule["health"] == "unknown" for rule in found) else found
+            late = all(datetime.fromisoformat(rule["lastEvaluation"]) > now for rule in found)
+            return found if late else []
 
         return wait_for(evaluated)
 

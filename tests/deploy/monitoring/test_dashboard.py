@@ -244,6 +244,8 @@ def test_every_variable_has_something_to_choose(watching):
 
 
 def test_every_rule_is_evaluated_without_an_error_and_every_record_is_made(watching):
+    watching.wait_for_data("count (up == 1) == 3")
+    watching.wait_for_data("attnserve_top1_confidence_count")
     found = watching.wait_for_rules()
     assert [rule for rule in found if rule["health"] != "ok"] == []
     for rule in found:
