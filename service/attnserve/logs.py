@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 from attnserve.contract import Call
 from attnserve.listeners import QuietListener
@@ -26,6 +27,22 @@ def call_fields(call: Call) -> dict[str, str]:
     return {"request_id": call.request_id, **trace}
 
 
+def answer_fields(call: Call) -> dict[str, Any]:
+    """What the line about its answer takes besides, in JSON only: who asked what of which model, and the timings.
+
+    A stage that the call did not go through has no field.
+    """
+    model, version = call.model or (None, None)
+    stages = {f"{stage}_ms": _ms(seconds) for stage, seconds in call.timings.stages() if seconds}
+    answer = {"method": call.method, "client": call.client, "model": model, "version": version, "images": call.images,
+              "code": call.code, "total_ms": _ms(call.total_s), **stages}  # fmt: skip
+    return {"answer": answer}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
 class CallLog(QuietListener):
     """A listener that logs a call's answer: INTERNAL ones as errors, all others at debug level."""
 
@@ -39,11 +56,12 @@ class CallLog(QuietListener):
             return
         log.log(level, "%s of %s, model %s version %s, %d images: %s in %.1f ms", call.method, call.client,
                 *(call.model or ("-", "-")), call.images, call.code, call.total_s * 1e3,
-                extra=call_fields(call))  # fmt: skip
+                extra=call_fields(call) | answer_fields(call))  # fmt: skip
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per event: time, level, logger, message and, where there are, call fields and the traceback."""
+    """One JSON object per event: time, level, logger, message and, where there are, the fields of a call or its answer
+    and the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -53,7 +71,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        event |= _call_fields_of(record)
+        event |= _call_fields_of(record) | getattr(record, "answer", {})
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
         return json.dumps(event, ensure_ascii=False)

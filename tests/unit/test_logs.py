@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from attnserve.contract import ModelKey
+from attnserve.contract import ModelKey, Timings
 from attnserve.correlation import Trace
 from attnserve.errors import Internal, InvalidArgument
 from attnserve.logs import CallLog, JsonFormatter, call_fields, configure
@@ -143,6 +143,30 @@ def test_in_json_the_ids_are_fields_and_at_debug_level_every_answer_is_an_event(
     assert "trace_id" not in first
     assert (second["request_id"], second["trace_id"]) == ("order-7", "ab" * 16)
     assert "INVALID_ARGUMENT" in second["message"]
+
+
+@pytest.mark.usefixtures("root")
+def test_in_json_an_answer_has_the_request_the_model_and_the_timings_as_fields(ask, clock, capsys):
+    configure("debug", "json")
+    asked = ask(listener=CallLog(), request_id="order-7")
+    asked.call.model, asked.call.images = ModelKey("net", "1"), 3
+    asked.call.timings = Timings(decode_s=0.125, queue_s=0.25, infer_s=0.5)
+    clock.advance(1)
+    asked.call.reply("message")
+    event = json.loads(capsys.readouterr().err)
+    assert {name: event[name] for name in event if name not in ("time", "level", "logger", "message")} == {
+        "request_id": "order-7",
+        "method": "Classify",
+        "client": "ipv4:1.2.3.4:5",
+        "model": "net",
+        "version": "1",
+        "images": 3,
+        "code": "OK",
+        "total_ms": 1000.0,
+        "decode_ms": 125.0,
+        "queue_ms": 250.0,
+        "infer_ms": 500.0,
+    }
 
 
 @pytest.mark.usefixtures("root")
