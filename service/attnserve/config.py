@@ -62,6 +62,9 @@ class ServeConfig:
         "the models are run by one more",
     )
     http_address: str = _option("0.0.0.0:8002", "HOST:PORT for /metrics, /livez and /readyz; port 0 picks a free one")
+    rest: bool = _option(
+        False, "answer the Open Inference Protocol over REST too (/v2), on http_address; needs the extra rest"
+    )
     provider: str = _option(
         "auto",
         "where models run; auto is CUDA where there is one, else the CPU; openvino: the CPU, needs the extra openvino",
@@ -101,7 +104,7 @@ class ServeConfig:
     )
     engine_cache: str = _option("", "folder where TensorRT's engines are kept; provider tensorrt needs it")
     decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
-    max_request_bytes: int = _option(64 * MIB, "largest gRPC message accepted")
+    max_request_bytes: int = _option(64 * MIB, "largest gRPC message or REST body accepted")
     max_reply_bytes: int = _option(
         64 * MIB,
         "most bytes of maps, or of outputs over the Open Inference Protocol, in one reply; a larger one is refused",
@@ -114,7 +117,8 @@ class ServeConfig:
         "most pictures accepted and not yet answered, one client's requests at most half of them; more are refused",
     )
     max_pending_bytes: int = _option(
-        512 * MIB, "most bytes of pictures accepted and not yet answered, shared likewise; more are refused"
+        512 * MIB,
+        "most bytes of pictures accepted and not yet answered, shared likewise, and of REST bodies; more are refused",
     )
     default_timeout_s: float = _option(60.0, "deadline for calls that bring none")
     drain_delay_s: float = _option(0.0, "on SIGTERM, seconds between turning unready and refusing new calls")

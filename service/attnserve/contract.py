@@ -6,6 +6,7 @@ message into an `Entry`, workers run the entry's rows in `Batch`es of `Slice`s, 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -189,6 +190,7 @@ class Call:
         level: Priority class, 1 first; 0 is the model's default.
         model, images, timings: Filled in on the way, for the listener.
         reply_bytes: Of the maps in the answer, at most; what a reader who is slow makes the server hold.
+        reply_limit_bytes: Most of them that the form in which this call is to be answered can carry.
         confidences, entropies: Of the answer, see `drift`; None and empty where they would have to be computed first.
         code: Canonical status name once answered.
     """
@@ -212,6 +214,7 @@ class Call:
         "method",
         "model",
         "reply_bytes",
+        "reply_limit_bytes",
         "request_id",
         "started_at",
         "timings",
@@ -243,6 +246,7 @@ class Call:
         self.level = 0
         self.images = 0
         self.reply_bytes = 0
+        self.reply_limit_bytes: float = math.inf
         self.timings = Timings()
         self.confidences: NDArray[np.float32] | None = None
         self.entropies: dict[str, NDArray[np.float32]] = {}

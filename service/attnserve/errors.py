@@ -85,6 +85,14 @@ class Unimplemented(AttnserveError):
     status = "UNIMPLEMENTED"
 
 
+class TooLarge(InvalidArgument):
+    """A message of more bytes than are read."""
+
+
+class TooSlow(DeadlineExceeded):
+    """The request itself did not arrive in time."""
+
+
 class FailedPrecondition(AttnserveError):
     """What was asked for cannot be done until an operator has changed something; the message says what."""
 

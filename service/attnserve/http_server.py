@@ -29,7 +29,7 @@ class HttpServer:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
         class Handler(_Handler):
-            pages = _Pages(registry, ready)
+            pages = Pages(registry, ready)
 
         try:
             self._server = (_Ipv6Listener if ":" in host else _Listener)((host, port), Handler)
@@ -66,8 +66,12 @@ class _Ipv6Listener(_Listener):
     address_family = socket.AF_INET6
 
 
-class _Pages:
-    """What each path answers."""
+class Pages:
+    """What each path answers.
+
+    Args:
+        ready: Whether `/readyz` answers 200; it answers 503 otherwise.
+    """
 
     def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
         self._registry = registry
@@ -91,7 +95,7 @@ class _Pages:
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
 
-    pages: _Pages
+    pages: Pages
     protocol_version = "HTTP/1.1"
     timeout = _SLOW_CLIENT_S
 

@@ -45,12 +45,14 @@ from attnserve.pipeline import Pipeline
 from attnserve.placement import CpuOptions
 from attnserve.session import CPU, choose_provider
 from attnserve.statistics import Statistics
+from attnserve.transport.calls import Once
 from attnserve.transport.grpcio import GrpcioTransport, check_free
 from attnserve.trimming import Trimmer
 
 if TYPE_CHECKING:
     from attnserve.tracing import Tracing
     from attnserve.transport.native import NativeTransport
+    from attnserve.transport.rest_server import RestServer
 
     Transport = GrpcioTransport | NativeTransport
 
@@ -96,9 +98,9 @@ class Server:
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(self._admission)
         self._http_host, http_port = split_address("http_address", config.http_address)
-        self._http = (
-            HttpServer(self._http_host, http_port, self.registry, lambda: self._ready) if part is None else None
-        )
+        http = (self._http_host, http_port, self.registry, lambda: self._ready)
+        self._rest = _rest_server()(*http) if config.rest and part is None else None
+        self._http = self._rest or (HttpServer(*http) if part is None else None)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -127,7 +129,7 @@ class Server:
             _exit_now(0)  # nothing was accepted, and the loading thread cannot be interrupted
         await loading
         decode_pool = self._decode_pool()
-        transport = self._transport = self._make_transport(models, control, decode_pool)
+        transport = self._transport = self._make_transports(models, control, decode_pool)
         self._metrics.watch_inflight(self._open_calls)
         port = await transport.start(host, port)
         await transport.set_serving()
@@ -193,14 +195,16 @@ class Server:
             self._transport.set_model_serving(name, serving)
 
     def _open_calls(self) -> int:
-        return self._transport.open_calls if self._transport is not None else 0
+        over_grpc = self._transport.open_calls if self._transport is not None else 0
+        return over_grpc + (self._rest.open_calls if self._rest is not None else 0)
 
     def _decode_pool(self) -> DecodePool:
         prepare()
         limits = DecodeLimits(self._config.max_image_bytes, self._config.max_image_pixels)
         return DecodePool(self._config.decode_threads or available_cores(), limits)
 
-    def _make_transport(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> Transport:
+    def _make_transports(self, models: Models, control: ModelControl, decode_pool: DecodePool) -> Transport:
+        """Makes the one for gRPC, and has the HTTP server answer by the same methods where it speaks the protocol."""
         config = self._config
         pipeline = Pipeline(
             self._admission,
@@ -211,8 +215,18 @@ class Server:
         )
         services = [attention.SERVICE, open_inference.SERVICE]
         trimmer = Trimmer(asyncio.get_running_loop(), lambda: not self._open_calls())
+        methods = self._methods(models, control, pipeline)
+        if self._rest is not None:
+            self._rest.serve(
+                methods,
+                self._listeners,
+                max_request_bytes=config.max_request_bytes,
+                max_held_bytes=config.max_pending_bytes,
+                patience_s=config.default_timeout_s,
+                on_idle=trimmer.on_idle,
+            )
         return self._make(
-            self._methods(models, control, pipeline),
+            methods,
             self._listeners,
             max_request_bytes=config.max_request_bytes,
             health_services=[*services, *models.names()],
@@ -252,7 +266,9 @@ class Server:
             self._drawing.close()
             asyncio.get_running_loop().run_in_executor(None, control.close_models)
 
-        return await transport.drain(self._config.drain_timeout_s, fail_rest)
+        failing = Once(fail_rest)
+        fronts = [transport] if self._rest is None else [transport, self._rest]
+        return all(await asyncio.gather(*(front.drain(self._config.drain_timeout_s, failing) for front in fronts)))
 
 
 def _transport_of(name: str) -> type[Transport]:
@@ -266,6 +282,15 @@ def _transport_of(name: str) -> type[Transport]:
             f"transport native needs the extra native: pip install 'attnserve[native]' ({error})"
         ) from error
     return NativeTransport
+
+
+def _rest_server() -> type[RestServer]:
+    """Raises `ConfigError` where aiohttp is not installed."""
+    try:
+        from attnserve.transport.rest_server import RestServer  # an optional dependency
+    except ImportError as error:
+        raise ConfigError(f"rest needs the extra rest: pip install 'attnserve[rest]' ({error})") from error
+    return RestServer
 
 
 def _tracing_to(endpoint: str) -> list[Tracing]:

@@ -85,9 +85,10 @@ def _parent(trace: Trace | None) -> Context:
 
 def _attributes(call: Call) -> dict[str, AttributeValue]:
     model = call.model or ModelKey("", "")
+    verb, _, route = call.method.partition(" ")  # of a method of gRPC there is no route
+    over_http = {"http.request.method": verb, "http.route": route}
     return {
-        "rpc.system": "grpc",
-        "rpc.method": call.method,
+        **(over_http if route else {"rpc.system": "grpc", "rpc.method": call.method}),
         "attnserve.status": call.code or "",
         "attnserve.request_id": call.request_id,
         "attnserve.model": model.name,

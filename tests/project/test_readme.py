@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -86,6 +88,23 @@ def test_every_client_command_works(server, command, tmp_path):
     assert "fashion-mnist" in run.stdout
     if "--maps" in arguments:
         assert list((tmp_path / arguments[arguments.index("--maps") + 1]).iterdir())
+
+
+def test_every_curl_command_is_answered(start_server):
+    pytest.importorskip("aiohttp", reason="needs the extra rest")
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    commands = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    assert len(commands) == 2
+    with start_server("--rest") as server:
+        for command in commands:
+            sent = command.replace("localhost:8002", server.http)
+            assert sent != command
+            run = subprocess.run(["bash", "-c", sent], capture_output=True, text=True, cwd=ROOT, timeout=60)
+            (output,) = json.loads(run.stdout)["outputs"]
+            assert output["name"] == "probabilities"
+    (shown,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    assert json.loads(run.stdout) == json.loads(shown)
 
 
 def test_every_metric_of_a_scoring_job_is_documented_with_its_label_and_meaning():

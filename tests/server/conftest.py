@@ -1,13 +1,18 @@
-"""Tiny models whose every answer names their version, for tests that replace them; and callers that never stop."""
+"""Tiny models whose every answer names their version, for tests that replace them.
+
+Also callers that never stop, and an OTLP collector.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from attnserve.inference import grpc_service_pb2 as pb
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "fashion-mnist-bam"
 PATIENCE_S = 20.0
+EXPORT = "opentelemetry.proto.collector.trace.v1.TraceService"
 
 
 def constant_graph(answer: int) -> bytes:
@@ -192,3 +198,30 @@ def call_without_pause() -> Iterator[Callable[..., Callers]]:
     yield start
     for callers in started:
         callers.stop()
+
+
+@pytest.fixture
+def collector():
+    """Address of an OTLP collector and the spans that it was sent."""
+    messages = pytest.importorskip(
+        "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs the extra otel"
+    )
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs the extra otel")
+    spans: queue.Queue = queue.Queue()
+
+    def export(request, context):  # noqa: ARG001
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    spans.put(span)
+        return messages.ExportTraceServiceResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        export, messages.ExportTraceServiceRequest.FromString, lambda m: m.SerializeToString()
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(EXPORT, {"Export": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"http://127.0.0.1:{port}", spans
+    server.stop(None).wait()

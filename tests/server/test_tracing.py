@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import queue
 import subprocess
 import sys
-from concurrent import futures
 
 import grpc
 import pytest
@@ -15,34 +13,6 @@ from attnserve.client import Client
 from attnserve.inference import grpc_service_pb2 as oip
 
 MODEL = "fashion-mnist-cbam"
-EXPORT = "opentelemetry.proto.collector.trace.v1.TraceService"
-
-
-@pytest.fixture
-def collector():
-    """Address of an OTLP collector and the spans that it was sent."""
-    messages = pytest.importorskip(
-        "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs the extra otel"
-    )
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs the extra otel")
-    spans: queue.Queue = queue.Queue()
-
-    def export(request, context):  # noqa: ARG001
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    spans.put(span)
-        return messages.ExportTraceServiceResponse()
-
-    handler = grpc.unary_unary_rpc_method_handler(
-        export, messages.ExportTraceServiceRequest.FromString, lambda m: m.SerializeToString()
-    )
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(EXPORT, {"Export": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"http://127.0.0.1:{port}", spans
-    server.stop(None).wait()
 
 
 def taken(spans) -> dict:

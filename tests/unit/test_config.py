@@ -62,6 +62,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "gpu_devices": "0,2",
         "gpu_plan": "graphs,nhwc",
         "gpu_tf32": True,
+        "rest": True,
         "engine_cache": "engines",
         "otel_endpoint": "https://collector:4317",
         "log_level": "error",

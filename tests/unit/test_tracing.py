@@ -22,10 +22,10 @@ CALLER = Trace("ab" * 16, "cd" * 8, True)
 
 @pytest.fixture
 def spans_of(ask, clock):
-    def run(error=None, *, seconds=1.0, trace=None, **timings):
+    def run(error=None, *, seconds=1.0, trace=None, method="Classify", **timings):
         exporter = InMemorySpanExporter()
         tracing = Tracing(SimpleSpanProcessor(exporter), lambda: END_NS)
-        asked = ask(listener=tracing, request_id="order-7", trace=trace)
+        asked = ask(listener=tracing, request_id="order-7", trace=trace, method=method)
         asked.call.model, asked.call.images, asked.call.timings = ModelKey("net", "1"), 3, Timings(**timings)
         clock.advance(seconds)
         asked.call.fail(error) if error else asked.call.reply("message")
@@ -78,6 +78,13 @@ def test_the_span_names_the_request_and_the_model(spans_of):
         "attnserve.images": 3,
     }
     assert server.resource.attributes["service.name"] == "attnserve"
+
+
+def test_the_span_of_a_call_over_rest_names_its_route(spans_of):
+    (server,) = spans_of(method="POST /v2/models/{model}/infer")
+    assert server.attributes["http.request.method"] == "POST"
+    assert server.attributes["http.route"] == "/v2/models/{model}/infer"
+    assert not any(name.startswith("rpc.") for name in server.attributes)
 
 
 @pytest.mark.parametrize(

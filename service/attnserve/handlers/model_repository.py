@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +29,7 @@ class ModelRepositoryHandlers:
     def __init__(self, control: ModelControl) -> None:
         self._control = control
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="repository-index")
-        self._reading = 0
+        self._room = threading.BoundedSemaphore(_MOST_READERS)
 
     def methods(self) -> list[Method]:
         """The extension's rows of the table."""
@@ -41,9 +42,8 @@ class ModelRepositoryHandlers:
     def index(self, request: pb.RepositoryIndexRequest, call: Call) -> None:
         """Every model on disk and how its versions stand; with `ready` only those that answer."""
         _refuse_repository_name(request.repository_name)
-        if self._reading >= _MOST_READERS:
+        if not self._room.acquire(blocking=False):
             raise Overloaded("too many calls wait for the index", retry_after_s=_RETRY_S)
-        self._reading += 1
         self._reader.submit(self._read_index, request, call)
 
     def _read_index(self, request: pb.RepositoryIndexRequest, call: Call) -> None:
@@ -62,7 +62,7 @@ class ModelRepositoryHandlers:
         call.inbox.post([partial(self._answer_index, call, answer)])
 
     def _answer_index(self, call: Call, answer: Callable[[], None]) -> None:
-        self._reading -= 1
+        self._room.release()
         guarded(call, answer)
 
     def load(self, request: pb.RepositoryModelLoadRequest, call: Call) -> None:

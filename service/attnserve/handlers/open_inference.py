@@ -127,17 +127,25 @@ class OpenInferenceHandlers:
         images = codec.images_of(request, height, width, self._max_images)
         names = [output.name for output in wanted]
         call.reply_bytes = len(images) * sum(model.output_bytes[output.name] for output in wanted)
-        if call.reply_bytes > self._max_reply_bytes:
-            raise InvalidArgument(
-                f"outputs: {call.reply_bytes} bytes of them would be sent, at most {self._max_reply_bytes} are"
-                " (max_reply_bytes): ask for fewer images or outputs"
-            )
+        self._check_reply_can_be_sent(call)
         asked = pb.ModelInferRequest(model_name=request.model_name, id=request.id)  # its pictures are in `images`
         reply = partial(codec.reply, asked, model.key.version, wanted, labels=model.files.labels)
         if isinstance(images, list):
             self._pipeline.run_sources(model, images, names, call, partial(_without_pictures, reply))
         else:
             self._pipeline.run_images(model, images, names, call, reply)
+
+    def _check_reply_can_be_sent(self, call: Call) -> None:
+        if call.reply_bytes > self._max_reply_bytes:
+            raise InvalidArgument(
+                f"outputs: {call.reply_bytes} bytes of them would be sent, at most {self._max_reply_bytes} are"
+                " (max_reply_bytes): ask for fewer images or outputs"
+            )
+        if call.reply_bytes > call.reply_limit_bytes:
+            raise InvalidArgument(
+                f"outputs: {call.reply_bytes} bytes of them would be written as JSON, at most {call.reply_limit_bytes}"
+                " are: ask for binary_data, fewer images or fewer outputs"
+            )
 
     def model_statistics(self, request: pb.ModelStatisticsRequest, call: Call) -> None:
         """Counts and durations since the start, of one version, one model or all."""

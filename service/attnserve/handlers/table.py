@@ -24,7 +24,9 @@ class Method:
         request: Message class of a request.
         handle: Answers the call, now or later; what it raises becomes the call's answer.
         wrap: For a bidirectional stream: makes one answer of it from the answer to one request. None for a unary RPC.
-        hot: Called for every picture. Its handler may run on the threads of several inboxes at a time.
+        hot: Called for every picture.
+
+    Handlers may run on the threads of several inboxes at a time.
     """
 
     service: str
@@ -47,7 +49,7 @@ class Method:
             return InvalidArgument(f"the request is not a valid {self.request.DESCRIPTOR.full_name} message")
 
     def begin(self, read: Any, call: Call) -> None:
-        """Have the call answered, by `read`'s outcome; raises as `handle` does."""
-        if isinstance(read, InvalidArgument):
+        """Have the call answered, by `read`'s outcome or another error in its place; raises as `handle` does."""
+        if isinstance(read, AttnserveError):
             raise read
         self.handle(read, call)

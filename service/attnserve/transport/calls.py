@@ -85,7 +85,7 @@ class Calls:
         return Call(
             method,
             deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
-            client=_client_of(metadata) or peer,
+            client=client_of(metadata) or peer,
             inbox=self._inbox,
             listener=self._listener,
             clock=self._clock,
@@ -130,7 +130,20 @@ class Calls:
         return True
 
 
-def _client_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+class Once:
+    """Does something the first time it is called: several fronts that drain at once fail what is left together."""
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self._job: Callable[[], None] | None = job
+
+    def __call__(self) -> None:
+        """Do it, or nothing."""
+        job, self._job = self._job, None
+        if job is not None:
+            job()
+
+
+def client_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """What the caller calls itself; empty where it does not."""
     for key, value in metadata:
         if key == CLIENT_ID and isinstance(value, str):

@@ -34,7 +34,7 @@ from attnserve.contract import Call, Listener
 from attnserve.errors import AttnserveError, ConfigError, Internal, Overloaded
 from attnserve.guard import guarded
 from attnserve.handlers.table import Method
-from attnserve.transport.calls import FLUSH_S, Calls, status_of
+from attnserve.transport.calls import FLUSH_S, Calls, Once, status_of
 from attnserve.transport.grpcio import GrpcioTransport
 from attnserve.transport.shared_inbox import SharedInbox
 
@@ -133,7 +133,7 @@ class NativeTransport:
 
     async def drain(self, timeout_s: float, fail_rest: Callable[[], None]) -> bool:
         """See `GrpcioTransport`; calls to the rest that come when it is closed already answer UNAVAILABLE too."""
-        failing = _Once(fail_rest)
+        failing = Once(fail_rest)
         in_time = await asyncio.gather(self._calls.finish(timeout_s, failing), self._rest.drain(timeout_s, failing))
         await self._flush()
         await self._calls.linger()
@@ -220,15 +220,3 @@ def _unsent(metrics: dict[str, Any] | None) -> int:
     """Calls that the front has and whose end it has not sent."""
     methods = metrics["methods"].values() if metrics else ()
     return sum(each["started"] - sum(status["count"] for status in each["status"].values()) for each in methods)
-
-
-class _Once:
-    """Does something the first time it is called."""
-
-    def __init__(self, job: Callable[[], None]) -> None:
-        self._job: Callable[[], None] | None = job
-
-    def __call__(self) -> None:
-        job, self._job = self._job, None
-        if job is not None:
-            job()
