@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -21,10 +22,11 @@ from prometheus_client import CollectorRegistry
 pytest.importorskip("aiohttp", reason="needs the extra rest")
 
 from attnserve import errors
+from attnserve.codec.rest import MOST_JSON_BYTES
 from attnserve.errors import AttnserveError
 from attnserve.handlers.table import Method
 from attnserve.inference import grpc_service_pb2 as pb
-from attnserve.transport.rest import MOST_JSON_BYTES, status_of
+from attnserve.transport.rest import status_of
 from attnserve.transport.rest_server import RestServer
 
 PATIENCE_S = 20
@@ -303,11 +305,12 @@ def test_a_chunked_body_is_the_same_body(serve):
         assert answers(made)[0].status == 200
 
 
-def test_a_compressed_body_is_unpacked_up_to_the_limit(serve):
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
+def test_a_compressed_body_is_unpacked_up_to_the_limit(serve, encoding, pack):
     server, asked = serve(max_request_bytes=100_000)
     with connected(server) as made:
-        packed = gzip.compress(b"picture")
-        made.sendall(head(Content_Length=len(packed), Content_Encoding="gzip", **RAW) + packed)
+        packed = pack(b"picture")
+        made.sendall(head(Content_Length=len(packed), Content_Encoding=encoding, **RAW) + packed)
         seen = asked.get(timeout=PATIENCE_S)
         assert seen.request.inputs[0].contents.bytes_contents[0] == b"picture"
         asked.put(seen)
@@ -316,7 +319,10 @@ def test_a_compressed_body_is_unpacked_up_to_the_limit(serve):
     bomb = gzip.compress(bytes(50_000_000))
     assert len(bomb) < 100_000
     assert ask(server, body=bomb, Content_Encoding="gzip", **RAW).status == 413
-    assert ask(server, body=b"rubbish", Content_Encoding="gzip", **RAW).status == 400
+    whole = gzip.compress(b"picture")
+    for wrong in (b"rubbish", b"", whole[:-1], whole + b"x"):
+        assert ask(server, body=wrong, Content_Encoding="gzip", **RAW).status == 400
+    assert ask(server, body=whole, Content_Encoding="br", **RAW).status == 400
     assert asked.empty()
 
 
@@ -400,6 +406,22 @@ def test_a_caller_that_goes_away_cancels_its_call(serve, ears):
     assert [c.code for c in ears.calls] == ["CANCELLED"]
 
 
+@pytest.mark.parametrize("begun", [b"", b"GET /v2 HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "half a request"])
+def test_a_connection_that_brings_no_request_is_closed(begun):
+    server = RestServer("127.0.0.1", 0, CollectorRegistry(), lambda: True, idle_s=0.5)
+    try:
+        with connected(server) as first, connected(server) as later:
+            first.sendall(begun)
+            assert hung_up(first)
+            with connected(server) as made:
+                made.sendall(head("GET", "/livez") + begun)
+                assert answers(made)[0].status == 200
+                assert hung_up(made)
+            assert hung_up(later)
+    finally:
+        server.close()
+
+
 def test_a_body_that_comes_too_slowly_is_given_up(serve, ears):
     server, asked = serve(patience_s=0.2)
     with connected(server) as made:
@@ -435,8 +457,10 @@ def test_requests_in_one_go_are_answered_one_after_the_other(serve):
         made.sendall(b"".join(head(Content_Length=1, X_Request_Id=f"r{n}", **RAW) + b"x" for n in range(20)))
         made.sendall(head("GET", "/livez"))
         for _ in range(20):
-            reply(asked)
+            seen = asked.get(timeout=PATIENCE_S)
             assert asked.empty()  # the next begins when this one is answered
+            asked.put(seen)
+            reply(asked)
         found = answers(made, 21)
     assert [answer.headers["x-request-id"] for answer in found] == [*(f"r{n}" for n in range(20)), None]
     assert {answer.status for answer in found} == {200}

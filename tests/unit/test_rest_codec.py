@@ -100,6 +100,8 @@ def test_strings_are_their_utf_8_where_no_content_type_says_otherwise():
         (Body(b'{"inputs": {}}'), "inputs: must be an array of objects"),
         (Body(b'{"inputs": [7]}'), "inputs: must be an array of objects"),
         (Body(json.dumps({"inputs": [{}] * 1025}).encode()), "at most 1024"),
+        (Body(b'{"inputs": [' + b"[]," * (1 << 19) + b"7]}"), "524288 arrays"),
+        (Body(json.dumps({"parameters": {str(n): n for n in range(1025)}}).encode()), "at most 1024"),
         (Body(b'{"parameters": []}'), "parameters: must be an object"),
         (Body(b'{"parameters": {"timeout": null}}'), "'timeout'"),
         (Body(b'{"parameters": {"timeout": 18446744073709551616}}'), "64 bits"),

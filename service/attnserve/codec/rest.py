@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,14 +18,19 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from attnserve.errors import InvalidArgument
+from attnserve.errors import InvalidArgument, TooLarge
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.served_graph import INPUT
 
 BASE64 = "base64"
 """The `content_type` of an input whose strings are files in base64, as MLServer calls it."""
 
-_MOST_TENSORS = 1024  # named in one request; no model has as many
+MOST_JSON_BYTES = 4 << 20
+"""Of a request. Python's parser lets nobody else run meanwhile: a twentieth of a second for so many numbers."""
+
+_EITHER = 32 + zlib.MAX_WBITS  # gzip's header or zlib's, which is what HTTP calls deflate
+_MOST_NAMES = 1024  # of tensors or parameters in one request; no model has as many
+_MOST_ARRAYS = 1 << 19  # and objects: each costs Python far more than the number that could stand in its place
 _MOST_DIMENSIONS = 16
 _INT64 = range(-(1 << 63), 1 << 63)
 _UINT64 = range(1 << 64)
@@ -51,6 +57,30 @@ class Binary(NamedTuple):
     def __call__(self, output: str) -> bool:
         """Whether this output is."""
         return self.named.get(output, self.others)
+
+
+def unpacked(data: bytes, encoding: str, most_bytes: int) -> bytes:
+    """A body as its Content-Encoding says: gzip, deflate or none. Raises `TooLarge` as soon as it is."""
+    if encoding.lower() in ("", "identity"):
+        return data
+    if encoding.lower() not in ("gzip", "deflate"):
+        raise InvalidArgument(f"Content-Encoding: may be gzip or deflate, got {encoding!r}")
+    unpacking = zlib.decompressobj(_EITHER)
+    try:
+        found = unpacking.decompress(data, most_bytes + 1)
+    except zlib.error as error:
+        raise InvalidArgument(f"Content-Encoding: the body is not {encoding}: {error}") from None
+    if len(found) > most_bytes:
+        raise too_large(most_bytes)
+    if not unpacking.eof or unpacking.unused_data:
+        raise InvalidArgument(f"Content-Encoding: the body is not one whole {encoding}")
+    return found
+
+
+def too_large(most_bytes: int) -> TooLarge:
+    """What is said of a body that has more."""
+    hint = ": send pictures as binary data" if most_bytes == MOST_JSON_BYTES else " (max_request_bytes)"
+    return TooLarge(f"a body may have {most_bytes} bytes{hint}")
 
 
 def infer_request(body: Body, model: str, version: str) -> pb.ModelInferRequest:
@@ -144,6 +174,8 @@ def _one_file(request: pb.ModelInferRequest, data: bytes) -> pb.ModelInferReques
 def _document(data: bytes) -> dict[str, Any]:
     try:
         text = data.decode()
+        if text.count("[") + text.count("{") > _MOST_ARRAYS:
+            raise InvalidArgument(f"the body holds more than {_MOST_ARRAYS} arrays and objects")
         document = json.loads(text, parse_constant=_no_number)
         if r"\ud" in text or r"\uD" in text:  # half a surrogate pair is no text, and protobuf takes none
             json.dumps(document, ensure_ascii=False).encode()
@@ -168,6 +200,8 @@ def _object(within: Mapping[str, Any], name: str, path: str = "") -> dict[str, A
     found = within.get(name, {})
     if not isinstance(found, dict):
         raise InvalidArgument(f"{path or name}: must be an object")
+    if len(found) > _MOST_NAMES:
+        raise InvalidArgument(f"{path or name}: at most {_MOST_NAMES}, got {len(found)}")
     return found
 
 
@@ -175,8 +209,8 @@ def _tensors(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     found = document.get(name, [])
     if not isinstance(found, list) or not all(isinstance(tensor, dict) for tensor in found):
         raise InvalidArgument(f"{name}: must be an array of objects")
-    if len(found) > _MOST_TENSORS:
-        raise InvalidArgument(f"{name}: at most {_MOST_TENSORS}, got {len(found)}")
+    if len(found) > _MOST_NAMES:
+        raise InvalidArgument(f"{name}: at most {_MOST_NAMES}, got {len(found)}")
     return found
 
 

@@ -19,11 +19,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError
 
 from attnserve.admission import Admission
 from attnserve.codec import rest as codec
-from attnserve.codec.rest import Body
+from attnserve.codec.rest import MOST_JSON_BYTES, Body, too_large
 from attnserve.contract import Call, Listener
 from attnserve.correlation import REQUEST_ID
 from attnserve.errors import (
@@ -44,10 +43,8 @@ from attnserve.transport.rest_routes import Route, written
 log = logging.getLogger(__name__)
 
 JSON_BYTES = "Inference-Header-Content-Length"
-MOST_JSON_BYTES = 8 << 20
-"""Of a request. Python's parser lets nobody else run meanwhile: about a tenth of a second for so many numbers."""
 MOST_JSON_REPLY_BYTES = 1 << 20
-"""Of outputs, before they are written as JSON, for the same reason."""
+"""Of outputs, before they are written as JSON: Python lets nobody else run meanwhile."""
 
 _MOST_REQUESTS = 1024  # with a body, read or answered at once
 _INLINE_BYTES = 64 << 10  # what takes less time than handing it to another thread
@@ -203,7 +200,7 @@ class RestCalls:
         """Room for the body, shared among clients; raises `Overloaded`, or `TooLarge` before anything is read."""
         http, most = asked.http, self._most_bytes(asked.http)
         if (http.content_length or 0) > most:
-            raise _too_large(most)
+            raise too_large(most)
         if self._unsent_bytes > self._limits.max_held_bytes:
             raise Overloaded("too many answers are not read by their callers", retry_after_s=_SOON_S)
         foreseen = http.content_length is not None and "Content-Encoding" not in http.headers
@@ -220,19 +217,25 @@ class RestCalls:
 
     async def _read(self, asked: _Asked, patience_s: float) -> Any:
         """The request as a message. Raises `AttnserveError`."""
-        fields, body = asked.http.match_info, Body(b"")
-        if asked.route.verb == "POST":
-            json_bytes = _json_bytes(asked.http.headers.get(JSON_BYTES))
-            try:
-                async with asyncio.timeout(patience_s):
-                    body = Body(await _data(asked.http, self._most_bytes(asked.http)), json_bytes)
-            except TimeoutError:
-                raise TooSlow("the request did not arrive in time") from None
-            except (web.RequestPayloadError, ContentEncodingError):
-                raise InvalidArgument("the body is not what its headers say") from None
-        if len(body.data) <= _INLINE_BYTES:
-            return asked.route.read(fields, body)
-        return await self._http_loop.run_in_executor(self._codec_thread, asked.route.read, fields, body)
+        http, route = asked.http, asked.route
+        if route.verb == "GET":
+            return route.read(http.match_info, Body(b""))
+        most_bytes, json_bytes = self._most_bytes(http), _json_bytes(http.headers.get(JSON_BYTES))
+        try:
+            async with asyncio.timeout(patience_s):
+                data = await _data(http, most_bytes)
+        except TimeoutError:
+            raise TooSlow("the request did not arrive in time") from None
+        except web.RequestPayloadError:
+            raise InvalidArgument("the body is not what its headers say") from None
+        encoding = http.headers.get("Content-Encoding", "")
+
+        def read() -> Any:
+            return route.read(http.match_info, Body(codec.unpacked(data, encoding, most_bytes), json_bytes))
+
+        if len(data) <= _INLINE_BYTES and not encoding:
+            return read()
+        return await self._http_loop.run_in_executor(self._codec_thread, read)
 
     async def _reply(self, message: Any, binary: codec.Binary, request_id: str) -> web.Response:
         try:
@@ -288,21 +291,16 @@ def status_of(error: AttnserveError) -> int:
 
 
 async def _data(http: web.Request, most_bytes: int) -> bytes:
-    """The body, decompressed. Raises `TooLarge` as soon as it is."""
+    """The body as it was sent. Raises `TooLarge` as soon as it is."""
     if http.headers.get("Expect", "").lower() == "100-continue" and http.version >= (1, 1):
         await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         http.writer.output_size = 0  # what counts is the answer, as aiohttp's own handler has it
     read = bytearray()
     async for part in http.content.iter_any():
         if len(read) + len(part) > most_bytes:
-            raise _too_large(most_bytes)
+            raise too_large(most_bytes)
         read += part
     return bytes(read)
-
-
-def _too_large(most_bytes: int) -> TooLarge:
-    hint = ": send pictures as binary data" if most_bytes == MOST_JSON_BYTES else " (max_request_bytes)"
-    return TooLarge(f"a body may have {most_bytes} bytes{hint}")
 
 
 def _json_bytes(text: str | None) -> int | None:
@@ -311,7 +309,7 @@ def _json_bytes(text: str | None) -> int | None:
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise InvalidArgument(f"{JSON_BYTES}: must be a number of bytes, got {text!r}")
     if int(text) > MOST_JSON_BYTES:
-        raise _too_large(MOST_JSON_BYTES)
+        raise too_large(MOST_JSON_BYTES)
     return int(text)
 
 

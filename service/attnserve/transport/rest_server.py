@@ -29,7 +29,7 @@ from attnserve.transport.rest_routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 75.0  # a connection that sends no request for so long is closed: longer than most proxies keep theirs
+_IDLE_S = 75.0  # longer than most proxies keep a connection, which must not be closed as they use it
 _LINGER_S = 2.0  # for a caller to read why its body was refused while it still sends it
 _BACKLOG = 128  # connections that wait for `accept`
 
@@ -37,9 +37,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class RestServer:
-    """Answers scrapes, probes and, once told by what, the protocol; binds when made. See `http_server.HttpServer`."""
+    """Answers scrapes, probes and, once told by what, the protocol; binds when made. See `http_server.HttpServer`.
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    Args:
+        idle_s: A connection that has sent no request for so long is closed.
+    """
+
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], idle_s: float = _IDLE_S
+    ) -> None:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -53,8 +59,9 @@ class RestServer:
         self._runner = web.AppRunner(
             self._app(),
             access_log=None,
+            auto_decompress=False,  # it would unpack on the loop, and go on for bodies that were refused
             handler_cancellation=True,
-            keepalive_timeout=_IDLE_S,
+            keepalive_timeout=idle_s,
             lingering_time=_LINGER_S,
             logger=_Quiet(log),
             shutdown_timeout=FLUSH_S,
