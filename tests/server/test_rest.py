@@ -16,6 +16,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("aiohttp", reason="needs the extra rest")
 
@@ -240,6 +242,71 @@ def test_probes_answer_at_once_amid_two_hundred_connections_that_send_costly_jso
     assert post(rest, body=encoded(BOOT.read_bytes()))[0] == 200
 
 
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=3), st.integers(0, 3)), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_a_request_with_wrong_bytes_anywhere_is_answered_or_refused_and_never_our_fault(rest, changes):
+    """Some hundred bytes of JSON before a picture; what is cut out, put in or changed may be either."""
+    picture = BOOT.read_bytes()
+    tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(picture) + 4}}
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}]
+    head = json.dumps(
+        {"id": "7", "inputs": [tensor], "outputs": outputs, "parameters": {"timeout": 60_000_000}}
+    ).encode()
+    body = bytearray(head + len(picture).to_bytes(4, "little") + picture)
+    for place, put_in, cut_out in changes:
+        at = place % (len(head) + 40)
+        body[at : at + cut_out] = put_in
+    status, _, answer = post(rest, body=bytes(body), Inference_Header_Content_Length=str(len(head)))
+    assert status in (200, 400, 501, 504), answer
+    if status != 200:
+        assert json.loads(answer)["error"]
+
+
+def test_after_callers_vanish_and_send_rubbish_every_later_answer_is_right(rest, pictures):
+    """Chaos: 8 threads that hang up amid their bodies, before their answers and while they read them."""
+    host, port = rest.http.rsplit(":", 1)
+    rows = pictures[:40]
+
+    def answer(row: int) -> list[float]:
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28, 3], "data": rows[row].ravel().tolist()}
+        status, _, body = post(rest, body={"inputs": [tensor]})
+        assert status == 200, body
+        return json.loads(body)["outputs"][0]["data"]
+
+    truth = [answer(row) for row in range(len(rows))]
+    wrong: list[object] = []
+
+    def misbehave(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: 0\r\n"
+        whole = f"{head}Content-Length: {BOOT.stat().st_size}\r\n\r\n".encode() + BOOT.read_bytes()
+        for _ in range(40):
+            with socket.create_connection((host, int(port)), timeout=60) as made:
+                half = rng.random() < 0.5
+                made.sendall(whole[: rng.integers(1, len(whole))] if half else whole * 3)
+                if not half and rng.random() < 0.5:
+                    made.recv(10)
+            row = int(rng.integers(len(rows)))
+            try:
+                np.testing.assert_allclose(answer(row), truth[row], rtol=1e-5, atol=1e-7)
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=misbehave, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    assert wrong == []
+    end = time.monotonic() + 30
+    while rest.metric("attnserve_pending_images") or rest.metric("attnserve_inflight_requests"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert [int(np.argmax(answer(row))) for row in range(10)] == [int(np.argmax(row)) for row in truth[:10]]
+
+
+@pytest.mark.both_transports
 def test_a_drain_finishes_calls_over_rest_and_refuses_new_ones(server_process):
     server = server_process("--rest", "--drain-delay-s", "1")
     host, port = server.http.rsplit(":", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,8 @@ def repository(target: str) -> None:
     client.load_model("net")
     steps["loaded"] = [client.is_model_ready("net"), client.get_model_repository_index()]
     client.unload_model("net")
+    while client.get_model_repository_index()[0]["state"] == "UNLOADING":
+        time.sleep(0.01)
     steps["unloaded"] = [client.is_model_ready("net"), client.get_model_repository_index()]
     steps["unknown"] = failure(client.load_model, "no-such-model")["status"]
     steps["with a config"] = failure(client.load_model, "net", config="{}")["status"]

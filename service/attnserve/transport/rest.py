@@ -260,7 +260,6 @@ class RestCalls:
             async with asyncio.timeout(self._limits.patience_s):
                 await response.prepare(http)
                 await response.write_eof()
-                await http.writer.drain()
         except TimeoutError:
             if http.transport is not None:
                 http.transport.abort()
