@@ -13,7 +13,7 @@ Two halves share one contract, the model repository. Reading order:
 * One way through: `admission`, `decode`, `picture_pool`, `decode_pool`, `postprocess`, and `pipeline`, which joins
   them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC: `grpcio`, or `native` with
-  `grpcio` behind it; REST, optional: `rest_server`, `rest`, `rest_routes`), `http_server`.
+  `grpcio` behind it; REST, optional: `rest_server`, `rest`, `rest_routes`, `rest_errors`), `http_server`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
   (of memory), `server`; several processes as one: `fronts`, a map of its own.

@@ -26,7 +26,7 @@ from attnserve.codec.rest import MOST_JSON_BYTES
 from attnserve.errors import AttnserveError
 from attnserve.handlers.table import Method
 from attnserve.inference import grpc_service_pb2 as pb
-from attnserve.transport.rest import status_of
+from attnserve.transport.rest_errors import status_of
 from attnserve.transport.rest_server import RestServer
 
 PATIENCE_S = 20

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnserve.codec import open_inference
-from attnserve.codec.rest import Binary, Body, binary_outputs, index_request, infer_reply, infer_request, plain
+from attnserve.codec.json_form import plain
+from attnserve.codec.rest import Binary, Body, binary_outputs, index_request, infer_reply, infer_request
 from attnserve.codec.rest import load_parameters as parameters_of
 from attnserve.errors import AttnserveError, InvalidArgument
 from attnserve.inference import grpc_service_pb2 as pb

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 
+from attnserve.codec.json_form import read, written
 from attnserve.errors import InvalidArgument, TooLarge
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.served_graph import INPUT
@@ -30,7 +28,6 @@ MOST_JSON_BYTES = 4 << 20
 
 _EITHER = 32 + zlib.MAX_WBITS  # gzip's header or zlib's, which is what HTTP calls deflate
 _MOST_NAMES = 1024  # of tensors or parameters in one request; no model has as many
-_MOST_ARRAYS = 1 << 19  # and objects: each costs Python far more than the number that could stand in its place
 _MOST_DIMENSIONS = 16
 _INT64 = range(-(1 << 63), 1 << 63)
 _UINT64 = range(1 << 64)
@@ -91,7 +88,7 @@ def infer_request(body: Body, model: str, version: str) -> pb.ModelInferRequest:
     head = len(body.data) if body.json_bytes is None else body.json_bytes
     if head > len(body.data):
         raise InvalidArgument(f"the body has {len(body.data)} bytes, of which {head} were to be JSON")
-    document = _document(body.data[:head])
+    document = read(body.data[:head])
     request.id = _text(document.get("id", ""), "id")
     _set_parameters(request.parameters, document, "parameters")
     rest = memoryview(body.data)[head:]
@@ -115,14 +112,14 @@ def index_request(body: Body) -> pb.RepositoryIndexRequest:
 
 def load_parameters(body: Body) -> dict[str, pb.ModelRepositoryParameter]:
     """The `parameters` of a load or an unload."""
-    read: dict[str, pb.ModelRepositoryParameter] = {}
+    found: dict[str, pb.ModelRepositoryParameter] = {}
     for name, value in _object(_optional_document(body), "parameters").items():
         parameter = _parameter(value, f"parameters: {name!r}")
         kind = parameter.WhichOneof("parameter_choice")
         if kind not in ("bool_param", "int64_param", "string_param"):
             raise InvalidArgument(f"parameters: {name!r}: must be a string, true, false or a whole number")
-        read[name] = pb.ModelRepositoryParameter(**{kind: getattr(parameter, kind)})
-    return read
+        found[name] = pb.ModelRepositoryParameter(**{kind: getattr(parameter, kind)})
+    return found
 
 
 def binary_outputs(request: pb.ModelInferRequest) -> Binary:
@@ -147,22 +144,8 @@ def infer_reply(response: pb.ModelInferResponse, binary: Binary) -> Body:
         outputs.append(output)
     named = {"id": response.id} if response.id else {}
     reply = {**named, "model_name": response.model_name, "model_version": response.model_version, "outputs": outputs}
-    head = dumped(reply)
+    head = written(reply)
     return Body(b"".join([head, *parts]), len(head) if parts else None)
-
-
-def plain(message: Message) -> dict[str, Any]:
-    """A message as Triton's JSON: fields by their proto names, those unset with their defaults, integers as numbers."""
-    return {
-        field.name: _plain_field(message, field)
-        for field in message.DESCRIPTOR.fields
-        if not field.has_presence or message.HasField(field.name)
-    }
-
-
-def dumped(value: object) -> bytes:
-    """The value as JSON, without the numbers that are none. Raises `ValueError` where it holds one."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _one_file(request: pb.ModelInferRequest, data: bytes) -> pb.ModelInferRequest:
@@ -171,29 +154,8 @@ def _one_file(request: pb.ModelInferRequest, data: bytes) -> pb.ModelInferReques
     return request
 
 
-def _document(data: bytes) -> dict[str, Any]:
-    try:
-        text = data.decode()
-        if text.count("[") + text.count("{") > _MOST_ARRAYS:
-            raise InvalidArgument(f"the body holds more than {_MOST_ARRAYS} arrays and objects")
-        document = json.loads(text, parse_constant=_no_number)
-        if r"\ud" in text or r"\uD" in text:  # half a surrogate pair is no text, and protobuf takes none
-            json.dumps(document, ensure_ascii=False).encode()
-    except RecursionError:
-        raise InvalidArgument("the body is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidArgument(f"the body is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidArgument("the body must be a JSON object")
-    return document
-
-
 def _optional_document(body: Body) -> dict[str, Any]:
-    return _document(body.data) if body.data.strip() else {}
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    return read(body.data) if body.data.strip() else {}
 
 
 def _object(within: Mapping[str, Any], name: str, path: str = "") -> dict[str, Any]:
@@ -325,23 +287,3 @@ def _strings(raw: bytes) -> list[str]:
         position = start + int.from_bytes(raw[position:start], "little")
         found.append(raw[start:position].decode())
     return found
-
-
-def _plain_field(message: Message, field: Any) -> Any:
-    value = getattr(message, field.name)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        item = _plain_value(field.message_type.fields_by_name["value"])
-        return {key: item(each) for key, each in value.items()}
-    item = _plain_value(field)
-    return [item(each) for each in value] if field.is_repeated else item(value)
-
-
-def _plain_value(field: FieldDescriptor) -> Callable[[Any], Any]:
-    if field.message_type is not None:
-        return plain
-    if field.enum_type is not None:
-        names = field.enum_type.values_by_number
-        return lambda number: names[number].name if number in names else number
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        return lambda value: base64.b64encode(value).decode()
-    return lambda value: value

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over REST, beside gRPC: what an HTTP request goes through, up to the handlers and back.
 
-Owns the statuses, the headers and the limits of bodies; the listening is `rest_server`'s. Headers count as a call's
-metadata, so `x-request-id`, `x-client-id`, `traceparent` and `grpc-timeout` mean what they mean over gRPC.
+Owns the headers and the limits of bodies; the listening is `rest_server`'s. Headers count as a call's metadata, so
+`x-request-id`, `x-client-id`, `traceparent` and `grpc-timeout` mean what they mean over gRPC.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from attnserve.errors import (
     Internal,
     InvalidArgument,
     Overloaded,
-    TooLarge,
     TooSlow,
 )
 from attnserve.guard import guarded
@@ -38,6 +37,7 @@ from attnserve.handlers.table import Method
 from attnserve.inference import grpc_service_pb2 as pb
 from attnserve.transport.calls import Calls, client_of
 from attnserve.transport.loop_inbox import LoopInbox
+from attnserve.transport.rest_errors import failure
 from attnserve.transport.rest_routes import Route, written
 
 log = logging.getLogger(__name__)
@@ -48,24 +48,9 @@ MOST_JSON_REPLY_BYTES = 1 << 20
 
 _MOST_REQUESTS = 1024  # with a body, read or answered at once
 _INLINE_BYTES = 64 << 10  # what takes less time than handing it to another thread
-_SOON_S = 1  # after which a server that starts, or another one behind the same name, may answer
+_RETRY_S = 1.0
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # as gRPC over HTTP/2 writes it
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-
-_STATUSES = {
-    "INVALID_ARGUMENT": 400,  # or 413, see `status_of`
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "FAILED_PRECONDITION": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "INTERNAL": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,  # or 408
-}
-"""What HTTP says of a status of gRPC."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +187,7 @@ class RestCalls:
         if (http.content_length or 0) > most:
             raise too_large(most)
         if self._unsent_bytes > self._limits.max_held_bytes:
-            raise Overloaded("too many answers are not read by their callers", retry_after_s=_SOON_S)
+            raise Overloaded("too many answers are not read by their callers", retry_after_s=_RETRY_S)
         foreseen = http.content_length is not None and "Content-Encoding" not in http.headers
         size_bytes = http.content_length or 0 if foreseen else most
         self._held.admit(asked.client, 1, size_bytes, 0, 0, math.inf)
@@ -267,26 +252,6 @@ class RestCalls:
             log.debug("%s hung up", http.remote)
         finally:
             self._unsent_bytes -= size_bytes
-
-
-def failure(error: AttnserveError, request_id: str = "") -> web.Response:
-    """The answer that says what is wrong, and when to come back where that makes sense."""
-    status = status_of(error)
-    headers = {REQUEST_ID: request_id} if request_id else {}
-    if error.retry_after_s is not None or status == 503:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s or _SOON_S))
-    body = codec.dumped({"error": str(error)})
-    response = web.Response(body=body, status=status, headers=headers, content_type="application/json")
-    if status == 503:
-        response.force_close()  # the next try should find another server
-    return response
-
-
-def status_of(error: AttnserveError) -> int:
-    """What HTTP calls it."""
-    if isinstance(error, TooLarge):
-        return 413
-    return 408 if isinstance(error, TooSlow) else _STATUSES.get(error.status, 500)
 
 
 async def _data(http: web.Request, most_bytes: int) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attnserve.codec import json_form
 from attnserve.codec import rest as codec
 from attnserve.codec.rest import Body
 from attnserve.inference import grpc_service_pb2 as pb
@@ -51,10 +52,10 @@ def written(message: Any, binary: codec.Binary | None = None) -> Body:
     if isinstance(message, pb.ModelInferResponse):
         return codec.infer_reply(message, binary or codec.Binary({}, False))
     if isinstance(message, pb.RepositoryIndexResponse):
-        return Body(codec.dumped([codec.plain(entry) for entry in message.models]))
+        return Body(json_form.written([json_form.plain(entry) for entry in message.models]))
     if isinstance(message, pb.ModelConfigResponse):
-        return Body(codec.dumped(codec.plain(message.config)))
-    return Body(codec.dumped(codec.plain(message)))
+        return Body(json_form.written(json_form.plain(message.config)))
+    return Body(json_form.written(json_form.plain(message)))
 
 
 def _asks(request: Any) -> Callable[[Fields, Body], Any]:

@@ -18,13 +18,14 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from attnserve.codec.rest import dumped
+from attnserve.codec import json_form
 from attnserve.contract import Listener
 from attnserve.errors import ConfigError, Internal, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.http_server import Pages
 from attnserve.transport.calls import FLUSH_S
-from attnserve.transport.rest import RestCalls, RestLimits, failure
+from attnserve.transport.rest import RestCalls, RestLimits
+from attnserve.transport.rest_errors import failure
 from attnserve.transport.rest_routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class RestServer:
         if self._calls is not None:
             return await self._calls.answer(route, request)
         if route.rpc == "ServerLive":
-            return web.Response(body=dumped({"live": True}), content_type="application/json")
+            return web.Response(body=json_form.written({"live": True}), content_type="application/json")
         return failure(Unavailable("the server is starting"))
 
 
@@ -155,7 +156,7 @@ async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except web.HTTPException as error:  # the router's: no such path, or not by this method
         headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-        body = dumped({"error": f"{request.method} {request.path}: {error.reason}"})
+        body = json_form.written({"error": f"{request.method} {request.path}: {error.reason}"})
         return web.Response(body=body, status=error.status, headers=headers, content_type="application/json")
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
