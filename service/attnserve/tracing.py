@@ -48,7 +48,8 @@ class Tracing(QuietListener):
         """Make the call's spans.
 
         Only durations are known of the stages: postprocess ends with the call, the others follow each other from its
-        beginning.
+        beginning. Of a request that was run in parts, the longest run may follow the longest wait only in these spans,
+        which therefore end with the call at the latest.
         """
         end_ns = self._wall_clock()
         start_ns = end_ns - _ns(call.total_s)
@@ -62,7 +63,7 @@ class Tracing(QuietListener):
                     if stage == "postprocess":
                         start_ns = end_ns - _ns(seconds)
                     child = self._tracer.start_span(stage, within, start_time=start_ns)
-                    start_ns += _ns(seconds)
+                    start_ns = min(start_ns + _ns(seconds), end_ns)
                     child.end(start_ns)
             if call.code == "INTERNAL":
                 span.set_status(StatusCode.ERROR)  # the other codes tell of the caller, the load or the moment

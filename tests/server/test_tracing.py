@@ -48,8 +48,8 @@ def test_the_client_s_span_is_the_parent_of_the_server_s_and_that_of_each_stage_
 @pytest.mark.both_transports
 def test_a_call_is_found_by_the_same_ids_in_traces_and_in_the_log(start_server, collector, pictures):
     endpoint, spans = collector
-    request = oip.ModelInferRequest(model_name=MODEL, raw_input_contents=[pictures[:3].tobytes()])
-    request.inputs.add(name="images", datatype="UINT8", shape=[3, 28, 28, 3])
+    request = oip.ModelInferRequest(model_name=MODEL, raw_input_contents=[pictures[:1].tobytes()])
+    request.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28, 3])
     flags = ["--otel-endpoint", endpoint, "--log-level", "debug", "--log-format", "json"]
     with start_server(*flags) as server, grpc.insecure_channel(server.grpc) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", lambda m: m.SerializeToString())
@@ -59,16 +59,16 @@ def test_a_call_is_found_by_the_same_ids_in_traces_and_in_the_log(start_server, 
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == ("ab" * 16, "cd" * 8)
     attributes = {each.key: each.value for each in span.attributes}
     assert attributes["attnserve.request_id"].string_value == "order-7"
-    assert attributes["attnserve.images"].int_value == 3
+    assert attributes["attnserve.images"].int_value == 1
     (event,) = [e for e in map(json.loads, server.log.splitlines()) if e.get("request_id") == "order-7"]
-    expected = {"trace_id": "ab" * 16, "method": "ModelInfer", "model": MODEL, "version": "1", "images": 3}
+    expected = {"trace_id": "ab" * 16, "method": "ModelInfer", "model": MODEL, "version": "1", "images": 1}
     assert expected.items() <= event.items()
     assert event["code"] == "OK"
     seconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
     assert event["total_ms"] == pytest.approx(seconds * 1e3, abs=0.001)
     stages = [event[f"{stage}_ms"] for stage in ("queue", "infer", "postprocess")]
     assert min(stages) > 0
-    assert sum(stages) <= event["total_ms"]
+    assert sum(stages) <= event["total_ms"] + 0.01  # each is rounded
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():

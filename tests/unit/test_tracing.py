@@ -51,6 +51,16 @@ def test_a_call_is_a_server_span_with_a_child_for_each_stage(spans_of):
     assert {child.context.trace_id for child in children} == {server.context.trace_id}
 
 
+def test_no_stage_outlasts_the_call_though_those_of_its_parts_add_up_to_more(spans_of):
+    *children, server = spans_of(queue_s=0.75, infer_s=0.5, postprocess_s=0.125)
+    assert [(child.name, (child.end_time - server.start_time) / 1e9) for child in children] == [
+        ("queue", 0.75),
+        ("infer", 1),
+        ("postprocess", 1),
+    ]
+    assert all(server.start_time <= child.start_time <= child.end_time for child in children)
+
+
 def test_a_stage_that_did_not_happen_has_no_span(spans_of):
     assert [span.name for span in spans_of(queue_s=0.25, infer_s=0.5)] == ["queue", "infer", "Classify"]
 

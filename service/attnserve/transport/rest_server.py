@@ -31,7 +31,7 @@ from attnserve.transport.rest_routes import ROUTES, Route
 log = logging.getLogger(__name__)
 
 _IDLE_S = 75.0  # longer than most proxies keep a connection, which must not be closed as they use it
-_LINGER_S = 2.0  # for a caller to read why its body was refused while it still sends it
+_LINGER_S = 1.0  # for a caller to read why its body was refused while it still sends it
 _BACKLOG = 128  # connections that wait for `accept`
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
