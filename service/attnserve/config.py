@@ -166,6 +166,8 @@ class ServeConfig:
             raise ConfigError(f"placement {self.placement} says how many workers; leave workers at 0")
         if self.openvino_precision != "f32" and self.provider != "openvino":
             raise ConfigError("openvino_precision needs provider openvino")
+        if self.rest and self.transport_processes > 1:
+            raise ConfigError("rest is served by one process; leave transport_processes at 1")
         if self.load_models and self.model_control_mode != "explicit":
             raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
 

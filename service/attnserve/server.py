@@ -247,7 +247,7 @@ class Server:
         if self._part is not None:
             self._part.on_ready(ready, served or {})
 
-    def _announce(self, grpc_address: str, http: HttpServer, served: dict[str, str]) -> None:
+    def _announce(self, grpc_address: str, http: HttpServer | RestServer, served: dict[str, str]) -> None:
         """One line of JSON on stdout, for whoever started the server and wants its ports."""
         http_address = joined_address(self._http_host, http.port)
         log.info("ready: gRPC on %s, HTTP on %s", grpc_address, http_address)

@@ -201,6 +201,10 @@ POSITIVE = [
         ({"gpu_plan": "graphs,overlap"}, "gpu_plan: graphs and overlap exclude each other"),
         ({"gpu_devices": "0,0"}, "gpu_devices must be different numbers separated by commas, got '0,0'"),
         ({"gpu_devices": "a"}, "gpu_devices must be different numbers separated by commas, got 'a'"),
+        (
+            {"rest": True, "transport_processes": 2},
+            "rest is served by one process; leave transport_processes at 1",
+        ),
         ({"workers": -1}, "workers must not be negative, got -1"),
         ({"workers": 1025}, "workers must be at most 1024, got 1025"),
         ({"decode_threads": 100_000}, "decode_threads must be at most 1024, got 100000"),
