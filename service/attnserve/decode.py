@@ -25,6 +25,7 @@ MOST_SCANS = 100
 """Of a progressive JPEG: encoders write about ten, and each is a pass over all pixels, however few bytes it takes."""
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_JPEGS = ("JPEG", "MPO")  # Pillow opens a JPEG that lists further pictures, as some cameras write it, as MPO
 _START_OF_SCAN = b"\xff\xda"  # not in compressed data, where 0 follows 0xff; by chance in metadata, once in 64 KiB
 
 
@@ -106,7 +107,7 @@ def _opened(data: bytes, limits: DecodeLimits) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.height, image.width, limits)
-            if image.format == "JPEG" and data.count(_START_OF_SCAN) > MOST_SCANS:
+            if image.format in _JPEGS and data.count(_START_OF_SCAN) > MOST_SCANS:
                 raise InvalidArgument(f"the JPEG has more than the {MOST_SCANS} scans accepted")
             image.load()
             return rgb(_upright(image))

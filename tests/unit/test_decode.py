@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from attnserve.card import Preprocessing
 from attnserve.decode import (
+    FORMATS,
     MOST_SCANS,
     DecodeLimits,
     Picture,
@@ -463,3 +464,12 @@ def test_a_progressive_jpeg_may_have_as_many_scans_as_any_encoder_writes_and_no_
     assert jpeg_with_scans(MOST_SCANS).count(b"\xff\xda") == MOST_SCANS
     assert decoded(jpeg_with_scans(MOST_SCANS)).pixels.shape == (2, 3, 3)
     assert refusal(jpeg_with_scans(MOST_SCANS + 1)) == "the JPEG has more than the 100 scans accepted"
+
+
+def test_a_jpeg_that_lists_further_pictures_is_held_to_the_same_number_of_scans():
+    """Pillow calls such a file MPO, so that a check for "JPEG" alone passes it by."""
+    picture = noise(16, 16)
+    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert Image.open(io.BytesIO(data), formats=FORMATS).format == "MPO"
+    assert decoded(data).pixels.shape == (2, 3, 3)
+    assert refusal(data + b"\xff\xda" * MOST_SCANS) == "the JPEG has more than the 100 scans accepted"
