@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
 .PHONY: demo test test-full test-deploy lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
-	soak soak-score generate clean
+	soak soak-score fuzz generate clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -68,6 +68,10 @@ soak: $(VENV)/.dev
 ## bench-score: batch scoring beside its ceiling and a PyTorch DataLoader loop; BENCH_ARGS="--pictures FOLDER --model MODEL".
 bench-score: $(VENV)/.dev
 	$(BIN)/python tests/bench/score.py $(BENCH_ARGS)
+
+## fuzz: over a hundred thousand broken pictures, requests, cards and config.pbtxt; nothing but documented errors may come out.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -m full tests/fuzz $(PYTEST_ARGS)
 
 ## soak-score: a hundred thousand pictures through one scoring job; the memory of its processes must stay flat.
 soak-score: $(VENV)/.dev

@@ -200,7 +200,7 @@ class Card:
             raw["evaluation"] = tuple(raw.get("evaluation", ()))
             raw["faithfulness"] = tuple(raw.get("faithfulness", ()))
             card = cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"card: {error}") from error
         _check_files(card.files)
         if unlisted := [entry.file for entry in card.explain if entry.file not in card.files]:
