@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
 .PHONY: demo test test-full test-deploy lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
-	soak soak-score fuzz generate clean
+	soak soak-score fuzz generate pins clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -92,6 +92,10 @@ bench-forms: $(VENV)/.dev
 ## generate: write the protobuf stubs anew.
 generate: $(VENV)/.dev
 	protos/generate.sh $(BIN)/python
+
+## pins: choose the packages of the container images anew.
+pins: $(VENV)/bin/python
+	$(BIN)/python deploy/requirements/pin.py
 
 clean:
 	rm -rf $(VENV) .bench demo-output build dist
