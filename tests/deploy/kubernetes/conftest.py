@@ -1,0 +1,62 @@
+"""What kubectl and helm make of deploy/, by `make kube-tools` or from PATH; without its program a test is skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+KUSTOMIZE = ROOT / "deploy/kustomize"
+RUN_TIMEOUT_S = 120
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=f"{ROOT / '.tools'}{os.pathsep}{os.environ['PATH']}")
+    if not found:
+        pytest.skip(f"{name} is neither in .tools (make kube-tools) nor on PATH")
+    return found
+
+
+def _run(*command: str, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, env={**os.environ, **(env or {})}, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+Build = Callable[..., list[dict]]
+
+
+@pytest.fixture(scope="session")
+def kustomize(tmp_path_factory) -> Build:
+    """`kustomize(overlay, *components)`: the objects that `kubectl apply -k` would send."""
+    kubectl = _program("kubectl")
+
+    def build(overlay: str, *components: str) -> list[dict]:
+        folder = tmp_path_factory.mktemp("kustomization")
+        relative = os.path.relpath(KUSTOMIZE, folder)
+        text = {
+            "resources": [f"{relative}/overlays/{overlay}"],
+            "components": [f"{relative}/components/{name}" for name in components],
+            "namespace": "attnserve",
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
+        return list(yaml.safe_load_all(_run(kubectl, "kustomize", str(folder))))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory) -> Callable[..., str]:
+    """`helm(*arguments)`: its stdout; it must end with 0."""
+    program = _program("helm")
+    home = tmp_path_factory.mktemp("helm")
+    env = {f"HELM_{name}_HOME": str(home / name) for name in ("CACHE", "CONFIG", "DATA")}
+    return lambda *arguments: _run(program, *arguments, env=env)
