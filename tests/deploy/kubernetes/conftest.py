@@ -6,18 +6,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
-KUSTOMIZE = ROOT / "deploy/kustomize"
+from manifests import DEPLOY
+
 RUN_TIMEOUT_S = 120
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=f"{ROOT / '.tools'}{os.pathsep}{os.environ['PATH']}")
+    found = shutil.which(name, path=f"{DEPLOY.parent / '.tools'}{os.pathsep}{os.environ['PATH']}")
     if not found:
         pytest.skip(f"{name} is neither in .tools (make kube-tools) nor on PATH")
     return found
@@ -41,7 +40,7 @@ def kustomize(tmp_path_factory) -> Build:
 
     def build(overlay: str, *components: str) -> list[dict]:
         folder = tmp_path_factory.mktemp("kustomization")
-        relative = os.path.relpath(KUSTOMIZE, folder)
+        relative = os.path.relpath(DEPLOY / "kustomize", folder)
         text = {
             "resources": [f"{relative}/overlays/{overlay}"],
             "components": [f"{relative}/components/{name}" for name in components],

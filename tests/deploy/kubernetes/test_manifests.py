@@ -11,18 +11,15 @@ import itertools
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from attnserve import config
-from attnserve.cli import build_parser
+from manifests import DEPLOY, OPERATORS, only, pod_of, server_of, settings_of
 
 pytestmark = pytest.mark.deploy
-
-DEPLOY = Path(__file__).parents[3] / "deploy"
 
 OVERLAYS = ("cpu", "gpu", "dev")
 MODELS = ("models-image", "models-oci", "models-object-store")
@@ -30,33 +27,7 @@ BUILDS = [(overlay,) for overlay in OVERLAYS] + [
     (overlay, models, scaler, "monitoring")
     for overlay, models, scaler in itertools.product(("cpu", "gpu"), MODELS, ("hpa", "keda"))
 ]
-OPERATORS = ("monitoring.coreos.com/v1", "keda.sh/v1alpha1")
 END_S = 10  # after the last call was answered or failed, to close threads and files
-
-
-def only(objects: list[dict], kind: str, name: str = "attnserve") -> dict:
-    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
-    return found
-
-
-def pod_of(objects: list[dict]) -> dict:
-    return only(objects, "Deployment")["spec"]["template"]["spec"]
-
-
-def server_of(objects: list[dict]) -> dict:
-    (container,) = pod_of(objects)["containers"]
-    return container
-
-
-def settings_of(container: dict) -> config.ServeConfig:
-    """What the program itself makes of the container's command and environment."""
-    assert container["command"] == ["attnserve"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    options = {f"ATTNSERVE_{name.upper()}" for name in config.ServeConfig.__dataclass_fields__}
-    assert environ.keys() <= options, "no such option"
-    args = build_parser().parse_args(container["args"])
-    assert args.command == "serve"
-    return config.load(args, environ)
 
 
 def most_start_s(probe: dict) -> int:

