@@ -21,6 +21,7 @@ SAME = {
     "cpu": (("cpu",), ()),
     "gpu": (("gpu",), ("--values", str(CHART / "values-gpu.yaml"))),
     "dev": (("dev",), ("--values", str(CHART / "values-dev.yaml"))),
+    "rest": (("cpu", "rest"), ("--set", "config.rest=true")),
     "image and hpa": (("cpu", "models-image", "hpa"), ("--set", "models.source=image,autoscaling.by=hpa")),
     "oci and keda": (("cpu", "models-oci", "keda"), ("--set", "models.source=oci,autoscaling.by=keda")),
     "object store and monitoring": (

@@ -78,8 +78,6 @@ def test_ports_are_those_that_the_program_listens_on(objects):
     headless = only(objects, "Service", "attnserve-headless")["spec"]
     assert headless["clusterIP"] == "None"
     assert {each["targetPort"]: each["port"] for each in headless["ports"]} == {"grpc": ports["grpc"]}
-    opened = [port["port"] for rule in only(objects, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
-    assert sorted(opened) == sorted(ports)
 
 
 def test_the_pod_is_given_as_long_to_end_as_the_program_may_take(objects):
@@ -164,6 +162,18 @@ def test_what_is_fetched_has_room_where_the_server_looks_for_it(kustomize):
 
 def test_without_a_component_that_fetches_the_server_may_call_nobody(kustomize):
     assert only(kustomize("cpu", "models-image"), "NetworkPolicy")["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(("components", "callers"), [((), ["grpc"]), (("rest",), ["grpc", "http"])])
+def test_callers_may_reach_the_ports_that_answer_them_and_prometheus_the_metrics(kustomize, components, callers):
+    objects = kustomize("cpu", *components)
+    assert settings_of(server_of(objects)).rest is ("http" in callers)
+    of_callers, of_monitoring = only(objects, "NetworkPolicy")["spec"]["ingress"]
+    assert [each["port"] for each in of_callers["ports"]] == callers
+    assert [each["port"] for each in of_monitoring["ports"]] == ["http"]
+    assert of_monitoring["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
 
 
 @pytest.mark.parametrize("scaler", ["hpa", "keda"])
