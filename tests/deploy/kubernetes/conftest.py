@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,13 +31,16 @@ def _run(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-Build = Callable[..., list[dict]]
+@pytest.fixture(scope="session")
+def built() -> Callable[[Path], list[dict]]:
+    """`built(folder)`: the objects that `kubectl apply -k` would send."""
+    kubectl = _program("kubectl")
+    return lambda folder: list(yaml.safe_load_all(_run(kubectl, "kustomize", str(folder))))
 
 
 @pytest.fixture(scope="session")
-def kustomize(tmp_path_factory) -> Build:
-    """`kustomize(overlay, *components)`: the objects that `kubectl apply -k` would send."""
-    kubectl = _program("kubectl")
+def kustomize(built, tmp_path_factory) -> Callable[..., list[dict]]:
+    """`kustomize(overlay, *components)`: the objects of an overlay with components, in the namespace attnserve."""
 
     def build(overlay: str, *components: str) -> list[dict]:
         folder = tmp_path_factory.mktemp("kustomization")
@@ -47,7 +51,7 @@ def kustomize(tmp_path_factory) -> Build:
             "namespace": "attnserve",
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
-        return list(yaml.safe_load_all(_run(kubectl, "kustomize", str(folder))))
+        return built(folder)
 
     return build
 
