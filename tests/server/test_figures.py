@@ -84,7 +84,9 @@ def test_three_accounts_of_one_load_agree(start_server, pictures):
             assert ours("stage_duration_seconds_count", stage=stage) == requests
         for name, (counted, seconds) in durations.items():
             assert counted.count == requests
-            assert counted.ns / 1e9 == pytest.approx(seconds, rel=1e-3)
+            assert counted.ns / 1e9 == pytest.approx(
+                seconds, rel=1e-3, abs=requests * 1e-9
+            )  # each in whole nanoseconds
             assert triton(page, f"nv_inference_{name}_duration_us") == counted.ns / 1e3
 
         confidences = [answer.predictions[0].probability for results in answers for answer in results]
