@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "measure a served model on labelled pictures: accuracy, calibration, and whether its maps are faithful",
     "explain-report": "one HTML page of what a running server's model looked at in a folder of pictures",
     "models": "list the models of a running server",
+    "token": "make a token for a client, and what a server's access file knows it by",
     "health": "ask a running server, or one model of it, whether it serves",
 }
 """Subcommand -> one line of help; the module is `attnserve.commands.<subcommand>`, with _ for -."""

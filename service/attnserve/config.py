@@ -19,6 +19,7 @@ from attnserve import placement
 from attnserve.errors import ConfigError
 from attnserve.gpu.plan import GpuOptions, parse_devices, parse_plan
 
+KIB = 1 << 10
 MIB = 1 << 20
 MOST_THREADS = 1024
 """Of one kind: a model's workers, or decoders. More than any machine has cores, and few enough to be started."""
@@ -104,6 +105,26 @@ class ServeConfig:
     )
     engine_cache: str = _option("", "folder where TensorRT's engines are kept; provider tensorrt needs it")
     decode_threads: int = _option(0, "threads that decode and resize pictures, at most 1024; 0 is one per usable core")
+    access_file: str = _option(
+        "",
+        "TOML file of the clients that may call, by their tokens or certificates, with rights, models and rates; read "
+        "again as it changes; empty: everybody may do everything",
+    )
+    max_connections: int = _option(
+        4096, "most gRPC connections at once, more are closed; 0 is no limit; of transport grpcio only"
+    )
+    max_streams_per_connection: int = _option(
+        1024, "most calls under way on one gRPC connection; others wait at the caller"
+    )
+    max_metadata_bytes: int = _option(16 * KIB, "most metadata of one gRPC call")
+    connection_idle_s: float = _option(
+        3600.0, "seconds after which a gRPC connection without calls is closed; 0 is never; of transport grpcio only"
+    )
+    connection_age_s: float = _option(
+        0.0,
+        "seconds after which a gRPC connection takes no new calls, so that callers spread over new replicas; 0 is "
+        "never; of transport grpcio only",
+    )
     max_request_bytes: int = _option(64 * MIB, "largest gRPC message or REST body accepted")
     max_reply_bytes: int = _option(
         64 * MIB,
@@ -147,7 +168,8 @@ class ServeConfig:
         for name in ("workers", "decode_threads", "transport_processes"):
             if getattr(self, name) > MOST_THREADS:
                 raise ConfigError(f"{name} must be at most {MOST_THREADS}, got {getattr(self, name)}")
-        for name in ("max_request_bytes", "max_reply_bytes", "max_image_bytes", "max_image_pixels",
+        for name in ("max_request_bytes", "max_streams_per_connection", "max_metadata_bytes",
+                     "max_reply_bytes", "max_image_bytes", "max_image_pixels",
                      "max_images_per_request", "max_pending_images", "max_pending_bytes", "default_timeout_s",
                      "repository_poll_s", "transport_processes"):  # fmt: skip
             if not getattr(self, name):

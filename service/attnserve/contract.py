@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from attnserve.access import EVERYTHING, Grant
 from attnserve.correlation import Trace
 from attnserve.errors import AttnserveError
 
@@ -172,7 +173,7 @@ class Listener(Protocol):
         """A worker ran a batch of `rows` images in `infer_s` seconds."""
 
     def dropped(self, model: ModelKey, reason: str, rows: int) -> None:
-        """Images left without being run; reason is `expired`, `cancelled`, `overloaded` or `shutdown`."""
+        """Images left without being run; reason is the error's `drop_reason`."""
 
     def call_finished(self, call: Call) -> None:
         """A call got its one answer; `call.code` and `call.total_s` are set."""
@@ -186,6 +187,7 @@ class Call:
     Attributes:
         deadline: Monotonic seconds; infinity where the caller set none.
         client: Who asks, for fairness and logs.
+        grant: What the caller may do.
         request_id, trace: By what name the call is known, see `correlation`.
         level: Priority class, 1 first; 0 is the model's default.
         model, images, timings: Filled in on the way, for the listener.
@@ -207,6 +209,7 @@ class Call:
         "confidences",
         "deadline",
         "entropies",
+        "grant",
         "images",
         "inbox",
         "level",
@@ -234,12 +237,14 @@ class Call:
         answer: Callable[[Any, AttnserveError | None], None],
         request_id: str = "",
         trace: Trace | None = None,
+        grant: Grant = EVERYTHING,
     ) -> None:
         self.method = method
         self.deadline = deadline
         self.client = client
         self.request_id = request_id
         self.trace = trace
+        self.grant = grant
         self.inbox = inbox
         self.listener = listener
         self.model: ModelKey | None = None

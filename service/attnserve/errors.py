@@ -58,6 +58,24 @@ class Overloaded(AttnserveError):
     drop_reason = "overloaded"
 
 
+class RateLimited(Overloaded):
+    """The caller sends more than it may; `retry_after_s` says when to come back."""
+
+    drop_reason = "rate_limited"
+
+
+class Unauthenticated(AttnserveError):
+    """Nobody knows who asks."""
+
+    status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AttnserveError):
+    """The caller is known, and may not do this."""
+
+    status = "PERMISSION_DENIED"
+
+
 class DeadlineExceeded(AttnserveError):
     """The deadline passed before the request ran."""
 

@@ -141,7 +141,7 @@ class Metrics:
         )
         self.drops = Counter(
             "attnserve_dropped_images_total",
-            "Images refused or dropped without being run: expired, cancelled, overloaded, shutdown.",
+            "Images refused or dropped without being run: expired, cancelled, overloaded, rate_limited, shutdown.",
             (*_MODEL, "reason"),
             registry=self.registry,
         )

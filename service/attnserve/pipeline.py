@@ -145,11 +145,13 @@ class Pipeline:
         try:
             if model.scheduler.queued_images + images > most:
                 raise Overloaded("the model's queue is full", retry_after_s=max(wait_s, SHORTEST_RETRY_S))
+            call.grant.check_images()
             self._admission.admit(call.client, images, size_bytes, wait_s, run_s, slack_s)
         except AttnserveError as error:
             self._count_drop(model, error, images)
             raise
         call.at_end(partial(self._admission.release, call.client, images, size_bytes))
+        call.grant.spend_images(images)
         if wish is not None:
             model.explainers.promise(wish, images, call)
 

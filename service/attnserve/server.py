@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from prometheus_client import CollectorRegistry
 
+from attnserve.access import OPEN, Access
+from attnserve.access_file import AccessFile
 from attnserve.admission import Admission
 from attnserve.config import ServeConfig, joined_address, split_address
 from attnserve.contract import Listener
@@ -47,6 +49,7 @@ from attnserve.session import CPU, choose_provider
 from attnserve.statistics import Statistics
 from attnserve.transport.calls import Once
 from attnserve.transport.grpcio import GrpcioTransport, check_free
+from attnserve.transport.options import ConnectionLimits
 from attnserve.trimming import Trimmer
 
 if TYPE_CHECKING:
@@ -94,6 +97,7 @@ class Server:
         self._listeners = Listeners(*listeners)
         if part is None:
             self._watch_gpus()
+        self._access = _access_by(config)
         self._drawing = PicturePool("draw", available_cores())
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(self._admission)
@@ -220,6 +224,7 @@ class Server:
             self._rest.serve(
                 methods,
                 self._listeners,
+                access=self._access,
                 max_request_bytes=config.max_request_bytes,
                 max_held_bytes=config.max_pending_bytes,
                 patience_s=config.default_timeout_s,
@@ -228,7 +233,8 @@ class Server:
         return self._make(
             methods,
             self._listeners,
-            max_request_bytes=config.max_request_bytes,
+            limits=_limits_of(config),
+            access=self._access,
             health_services=[*services, *models.names()],
             on_idle=trimmer.on_idle,
             shares_port=self._part is not None,
@@ -269,6 +275,27 @@ class Server:
         failing = Once(fail_rest)
         fronts = [transport] if self._rest is None else [transport, self._rest]
         return all(await asyncio.gather(*(front.drain(self._config.drain_timeout_s, failing) for front in fronts)))
+
+
+def _access_by(config: ServeConfig) -> Access:
+    """Raises `ConfigError` for a file that cannot be used."""
+    if not config.access_file:
+        if config.model_control_mode == "explicit":
+            log.warning("model_control_mode explicit without access_file: whoever reaches the port may load and unload")
+        return OPEN
+    log.warning("access_file without TLS: tokens travel unencrypted, unless something in front encrypts them")
+    return AccessFile(Path(config.access_file))
+
+
+def _limits_of(config: ServeConfig) -> ConnectionLimits:
+    return ConnectionLimits(
+        config.max_request_bytes,
+        config.max_metadata_bytes,
+        config.max_connections,
+        config.max_streams_per_connection,
+        config.connection_idle_s,
+        config.connection_age_s,
+    )
 
 
 def _transport_of(name: str) -> type[Transport]:

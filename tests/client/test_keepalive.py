@@ -10,7 +10,7 @@ from concurrent import futures
 import grpc
 
 from attnserve.client.calls import CHANNEL_OPTIONS
-from attnserve.transport.options import MIN_PING_INTERVAL_S, server_options
+from attnserve.transport.options import MIN_PING_INTERVAL_S, ConnectionLimits, server_options
 
 PING_S = 1.0  # gRPC sends pings no more often than this, whatever it is told
 
@@ -36,7 +36,7 @@ def test_the_client_pings_no_more_often_than_the_server_allows_with_room_to_spar
 
 def test_an_idle_client_is_not_sent_away_for_its_pings_where_a_server_of_grpcs_defaults_would() -> None:
     with (
-        idle_connection(server_options(1 << 20, min_ping_interval_s=PING_S / 3)) as ours,
+        idle_connection(server_options(ConnectionLimits(1 << 20), min_ping_interval_s=PING_S / 3)) as ours,
         idle_connection([]) as default,
     ):
         deadline = time.monotonic() + 20

@@ -64,6 +64,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "gpu_tf32": True,
         "rest": True,
         "engine_cache": "engines",
+        "access_file": "access.toml",
         "otel_endpoint": "https://collector:4317",
         "log_level": "error",
         "log_format": "json",
@@ -158,6 +159,8 @@ def test_a_file_that_is_no_text_is_refused_by_its_name(tmp_path):
 
 POSITIVE = [
     "max_request_bytes",
+    "max_streams_per_connection",
+    "max_metadata_bytes",
     "max_image_bytes",
     "max_image_pixels",
     "max_images_per_request",

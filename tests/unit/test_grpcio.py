@@ -12,6 +12,7 @@ from attnserve.errors import NotFound
 from attnserve.handlers.table import Method
 from attnserve.listeners import QuietListener
 from attnserve.transport.grpcio import GrpcioTransport
+from attnserve.transport.options import ConnectionLimits
 from attnserve.v1 import attention_pb2 as pb
 
 
@@ -62,7 +63,7 @@ def test_a_request_that_has_its_answer_is_freed_without_the_garbage_collector(mo
 
     async def serve() -> None:
         method = Method("test.Service", "Ask", pb.ClassifyRequest, handle, wrap if streamed else None)
-        transport = GrpcioTransport([method], QuietListener(), max_request_bytes=1 << 20)
+        transport = GrpcioTransport([method], QuietListener(), limits=ConnectionLimits(1 << 20))
         port = await transport.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             for _ in range(3):
@@ -80,7 +81,7 @@ def test_a_request_is_freed_while_its_answer_is_awaited():
 
     async def serve() -> int:
         method = Method("test.Service", "Ask", pb.ClassifyRequest, lambda _, call: waiting.append(call))
-        transport = GrpcioTransport([method], QuietListener(), max_request_bytes=1 << 20)
+        transport = GrpcioTransport([method], QuietListener(), limits=ConnectionLimits(1 << 20))
         port = await transport.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             answer = channel.unary_unary("/test.Service/Ask", bytes, bytes)(b"")

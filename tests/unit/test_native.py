@@ -20,6 +20,7 @@ from attnserve.errors import ConfigError, NotFound, Overloaded, Unavailable
 from attnserve.handlers.table import Method
 from attnserve.listeners import QuietListener
 from attnserve.transport.native import NativeTransport
+from attnserve.transport.options import ConnectionLimits
 from attnserve.v1 import attention_pb2 as pb
 
 CALL, CANCEL = 0, 1
@@ -106,7 +107,7 @@ class House:
         method = Method("test.Service", "Ask", pb.ClassifyRequest, self._handle, hot=True)
         cold = Method("test.Service", "Other", pb.ClassifyRequest, self._handle)
         self.transport = NativeTransport(
-            [method, cold], QuietListener(), max_request_bytes=100, on_idle=self._on_idle, front=self._front,
+            [method, cold], QuietListener(), limits=ConnectionLimits(100), on_idle=self._on_idle, front=self._front,
             clock=lambda: 1000.0,
         )  # fmt: skip
 
@@ -335,7 +336,7 @@ def test_an_address_that_cannot_be_had_is_refused_with_the_reason():
         raise OSError(98, "Address already in use")
 
     async def run() -> None:
-        transport = NativeTransport([], QuietListener(), max_request_bytes=100, front=busy)
+        transport = NativeTransport([], QuietListener(), limits=ConnectionLimits(100), front=busy)
         with pytest.raises(ConfigError, match=r"cannot listen for gRPC on 127\.0\.0\.1:0: .*in use"):
             await transport.start("127.0.0.1", 0)
 

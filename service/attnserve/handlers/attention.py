@@ -40,10 +40,10 @@ class AttentionHandlers:
     def methods(self) -> list[Method]:
         """The service's rows of the table."""
         return [
-            Method(SERVICE, "Classify", pb.ClassifyRequest, self.classify, hot=True),
-            Method(SERVICE, "ClassifyStream", pb.ClassifyRequest, self.classify, _stream_response, hot=True),
+            Method(SERVICE, "Classify", pb.ClassifyRequest, self.classify, hot=True, names="model"),
+            Method(SERVICE, "ClassifyStream", pb.ClassifyRequest, self.classify, _stream_response, True, "model"),
             Method(SERVICE, "ListModels", pb.ListModelsRequest, self.list_models),
-            Method(SERVICE, "GetModel", pb.GetModelRequest, self.get_model),
+            Method(SERVICE, "GetModel", pb.GetModelRequest, self.get_model, names="name"),
         ]
 
     def classify(self, request: pb.ClassifyRequest, call: Call) -> None:
@@ -85,7 +85,10 @@ class AttentionHandlers:
         self._pipeline.run_sources(model, sources, outputs, call, finish, wish=wish, draws=draws)
 
     def list_models(self, request: pb.ListModelsRequest, call: Call) -> None:  # noqa: ARG002
-        """Every version that is or was loaded or should be, and why those that are not ready are not."""
+        """Every version that is or was loaded or should be, and why those that are not ready are not.
+
+        Of the models that the caller may use.
+        """
         statuses = [
             pb.ModelStatus(
                 name=key.name,
@@ -94,6 +97,7 @@ class AttentionHandlers:
                 reason=status.reason or ("" if status.state == READY else status.state.lower()),
             )
             for key, status in self._models.statuses()
+            if call.grant.sees(key.name)
         ]
         call.reply(pb.ListModelsResponse(models=statuses))
 

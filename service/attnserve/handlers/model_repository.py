@@ -35,12 +35,12 @@ class ModelRepositoryHandlers:
         """The extension's rows of the table."""
         return [
             Method(SERVICE, "RepositoryIndex", pb.RepositoryIndexRequest, self.index),
-            Method(SERVICE, "RepositoryModelLoad", pb.RepositoryModelLoadRequest, self.load),
-            Method(SERVICE, "RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self.unload),
+            Method(SERVICE, "RepositoryModelLoad", pb.RepositoryModelLoadRequest, self.load, names="model_name"),
+            Method(SERVICE, "RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self.unload, names="model_name"),
         ]
 
     def index(self, request: pb.RepositoryIndexRequest, call: Call) -> None:
-        """Every model on disk and how its versions stand; with `ready` only those that answer."""
+        """Every model on disk that the caller may use, and how its versions stand; with `ready` those that answer."""
         _refuse_repository_name(request.repository_name)
         if not self._room.acquire(blocking=False):
             raise Overloaded("too many calls wait for the index", retry_after_s=_RETRY_S)
@@ -51,6 +51,7 @@ class ModelRepositoryHandlers:
         answer: Callable[[], None]
         try:
             entries = [e for e in self._control.index() if e.state == READY or not request.ready]
+            entries = [e for e in entries if call.grant.sees(e.name)]
             entry = pb.RepositoryIndexResponse.ModelIndex
             reply = pb.RepositoryIndexResponse(
                 models=[entry(name=e.name, version=e.version, state=e.state, reason=e.reason) for e in entries]

@@ -58,16 +58,17 @@ class OpenInferenceHandlers:
 
     def methods(self) -> list[Method]:
         """The service's rows of the table."""
+        named = "model_name"
         return [
             Method(SERVICE, "ServerLive", pb.ServerLiveRequest, self.server_live),
             Method(SERVICE, "ServerReady", pb.ServerReadyRequest, self.server_ready),
-            Method(SERVICE, "ModelReady", pb.ModelReadyRequest, self.model_ready),
+            Method(SERVICE, "ModelReady", pb.ModelReadyRequest, self.model_ready, names="name"),
             Method(SERVICE, "ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
-            Method(SERVICE, "ModelMetadata", pb.ModelMetadataRequest, self.model_metadata),
-            Method(SERVICE, "ModelInfer", pb.ModelInferRequest, self.model_infer, hot=True),
-            Method(SERVICE, "ModelStreamInfer", pb.ModelInferRequest, self.model_infer, _stream_response, hot=True),
-            Method(SERVICE, "ModelConfig", pb.ModelConfigRequest, self.model_config),
-            Method(SERVICE, "ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics),
+            Method(SERVICE, "ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, names="name"),
+            Method(SERVICE, "ModelInfer", pb.ModelInferRequest, self.model_infer, hot=True, names=named),
+            Method(SERVICE, "ModelStreamInfer", pb.ModelInferRequest, self.model_infer, _stream_response, True, named),
+            Method(SERVICE, "ModelConfig", pb.ModelConfigRequest, self.model_config, names="name"),
+            Method(SERVICE, "ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics, names="name"),
         ]
 
     def server_live(self, request: pb.ServerLiveRequest, call: Call) -> None:  # noqa: ARG002
@@ -153,7 +154,7 @@ class OpenInferenceHandlers:
             self._models.find(request.name, request.version)
         elif request.version:
             raise InvalidArgument("version: needs a name")
-        chosen = [model for model in self._models if _matches(model, request)]
+        chosen = [model for model in self._models if _matches(model, request) and call.grant.sees(model.key.name)]
         call.reply(pb.ModelStatisticsResponse(model_stats=[self._statistics_of(model) for model in chosen]))
 
     def _statistics_of(self, model: Model) -> pb.ModelStatistics:

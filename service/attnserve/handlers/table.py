@@ -25,6 +25,8 @@ class Method:
         handle: Answers the call, now or later; what it raises becomes the call's answer.
         wrap: For a bidirectional stream: makes one answer of it from the answer to one request. None for a unary RPC.
         hot: Called for every picture.
+        names: The request's field that names a model; empty where none does. An empty value asks of no model in
+            particular, and the handler then shows what the caller may see.
 
     Handlers may run on the threads of several inboxes at a time.
     """
@@ -35,6 +37,7 @@ class Method:
     handle: Callable[[Any, Call], None]
     wrap: Wrap | None = None
     hot: bool = False
+    names: str = ""
 
     @property
     def path(self) -> str:
@@ -49,7 +52,13 @@ class Method:
             return InvalidArgument(f"the request is not a valid {self.request.DESCRIPTOR.full_name} message")
 
     def begin(self, read: Any, call: Call) -> None:
-        """Have the call answered, by `read`'s outcome or another error in its place; raises as `handle` does."""
+        """Have the call answered, by `read`'s outcome or another error in its place, or because the caller may not call
+        this; raises as `handle` does.
+        """
+        call.grant.check_method(self.name)
+        call.grant.spend_request()
         if isinstance(read, AttnserveError):
             raise read
+        if self.names and (model := getattr(read, self.names)):
+            call.grant.check_model(model)
         self.handle(read, call)

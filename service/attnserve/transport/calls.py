@@ -15,6 +15,7 @@ import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from attnserve.access import OPEN, Access
 from attnserve.contract import Call, Inbox, Listener
 from attnserve.correlation import REQUEST_ID, RequestIds
 from attnserve.errors import AttnserveError
@@ -34,6 +35,7 @@ class Calls:
     Args:
         inbox: Where their handlers and completions run.
         listener: Hears of every answered call.
+        access: Tells what callers may do.
         on_idle: Called on the inbox's thread each time the last open call has its answer; must be quick.
         loop: Where the drain waits.
     """
@@ -43,12 +45,14 @@ class Calls:
         inbox: Inbox,
         listener: Listener,
         *,
+        access: Access = OPEN,
         on_idle: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._inbox = inbox
         self._listener = listener
+        self._access = access
         self._on_idle = on_idle
         self._clock = clock
         self._loop = loop
@@ -71,6 +75,7 @@ class Calls:
         metadata: Iterable[tuple[str, str | bytes]],
         peer: str,
         remaining_s: float | None,
+        identities: Iterable[str] = (),
     ) -> Call:
         """A call that is counted until `ended`, which its `answer` must call.
 
@@ -78,20 +83,23 @@ class Calls:
             metadata: Of the request; says who asks (`CLIENT_ID`) and by what name the call is known.
             peer: Who asks where the metadata does not say.
             remaining_s: Until the caller's deadline; None where it set none.
+            identities: See `Access`.
         """
         request_id, trace = self._request_ids.of(metadata)
+        grant = self._access.grant(metadata, identities)
         self._open += 1
         self._begun += 1
         return Call(
             method,
             deadline=math.inf if remaining_s is None else self._clock() + remaining_s,
-            client=client_of(metadata) or peer,
+            client=grant.caller(client_of(metadata), peer),
             inbox=self._inbox,
             listener=self._listener,
             clock=self._clock,
             answer=answer,
             request_id=request_id,
             trace=trace,
+            grant=grant,
         )
 
     def ended(self) -> None:

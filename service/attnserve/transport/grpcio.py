@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from itertools import groupby
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from attnserve.access import OPEN, Access
 from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
 from attnserve.errors import AttnserveError, ConfigError, InvalidArgument, Unavailable
@@ -25,7 +26,7 @@ from attnserve.handlers.table import Method
 from attnserve.transport.calls import FLUSH_S, Calls, status_of
 from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
-from attnserve.transport.options import server_options
+from attnserve.transport.options import ConnectionLimits, server_options
 from attnserve.transport.stream_window import Answer, Begun, StreamWindow
 
 
@@ -35,7 +36,8 @@ class GrpcioTransport:
     Args:
         methods: The table.
         listener: Hears of every answered call.
-        max_request_bytes: Largest message accepted; larger ones answer RESOURCE_EXHAUSTED.
+        limits: Of its callers.
+        access: Tells what callers may do; a call that is not allowed is answered before its message is read.
         health_services: Names for grpc.health.v1 besides "" (the whole server); all turn SERVING with `set_serving`.
         on_idle: Called on the event loop each time the last open call has its answer; must be quick.
         shares_port: See `server_options`.
@@ -46,7 +48,8 @@ class GrpcioTransport:
         methods: Sequence[Method],
         listener: Listener,
         *,
-        max_request_bytes: int,
+        limits: ConnectionLimits,
+        access: Access = OPEN,
         health_services: Sequence[str] = (),
         on_idle: Callable[[], None] = lambda: None,
         shares_port: bool = False,
@@ -55,13 +58,14 @@ class GrpcioTransport:
         loop = asyncio.get_running_loop()
         self._on_idle = on_idle
         self._inbox = LoopInbox(loop)
-        self._calls = Calls(self._inbox, listener, on_idle=on_idle, clock=clock, loop=loop)
+        self._calls = Calls(self._inbox, listener, access=access, on_idle=on_idle, clock=clock, loop=loop)
+        self._access = access
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
         self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
         self._health_services = ["", *health_services]
         self._health = Health()
-        self._server = grpc.aio.server(options=server_options(max_request_bytes, shares_port=shares_port))
+        self._server = grpc.aio.server(options=server_options(limits, shares_port=shares_port))
         self._add_methods(methods)
 
     @property
@@ -119,12 +123,14 @@ class GrpcioTransport:
         return in_time
 
     def _add_methods(self, methods: Sequence[Method]) -> None:
-        by_service = {name: list(group) for name, group in groupby(methods, key=lambda method: method.service)}
-        for service, group in by_service.items():
-            handlers = {method.name: self._handler(method) for method in group}
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        served = {
+            method.path: _Served(method.name, self._handler(method), partial(self._refusal, method))
+            for method in methods
+        }
+        self._server.add_generic_rpc_handlers((_Door(served, self._access),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [*by_service, "grpc.health.v1.Health", reflection.SERVICE_NAME]
+        services = dict.fromkeys(method.service for method in methods)
+        names = [*services, "grpc.health.v1.Health", reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler:
@@ -147,6 +153,16 @@ class GrpcioTransport:
         if method.wrap is None:
             return grpc.unary_unary_rpc_method_handler(unary, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+    def _refusal(self, method: Method, error: AttnserveError) -> grpc.RpcMethodHandler:
+        """Answers one call by an error; a stream's handler, for gRPC reads no message before it runs one."""
+
+        async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            call, answered = self._begin(method, error, context)
+            _, told = await answered
+            await _abort(context, told or error, call.request_id)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _unary(self, method: Method, box: list[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         call, answered = self._begin(method, box.pop(), context)
@@ -228,6 +244,30 @@ class GrpcioTransport:
         self._calls.ended()
         if not answered.done():  # else the caller went away, and its task was cancelled
             answered.set_result((message, error))
+
+
+class _Served(NamedTuple):
+    """How a method is served, and how a call to it is refused unread."""
+
+    name: str
+    handler: grpc.RpcMethodHandler
+    refusal: Callable[[AttnserveError], grpc.RpcMethodHandler]
+
+
+class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Finds the handler of a call, of which gRPC has read the metadata and nothing else."""
+
+    def __init__(self, served: Mapping[str, _Served], access: Access) -> None:
+        self._served = served
+        self._access = access
+
+    def service(self, details: Any) -> grpc.RpcMethodHandler | None:
+        """See `grpc.GenericRpcHandler`."""
+        found = self._served.get(details.method)
+        if found is None:
+            return None
+        error = self._access.refusal(found.name, details.invocation_metadata)
+        return found.handler if error is None else found.refusal(error)
 
 
 def check_free(host: str, port: int) -> None:

@@ -7,8 +7,8 @@ What differs from `grpcio` for the hot methods, none of which pygrpc-native can 
 
 * `max_request_bytes` is looked at when the message is there and unpacked: the caller hears the same, but what a hostile
   one makes the server hold is bounded only by its connections.
-* Keepalive pings are never too many, and a connection has at most 1,024 calls under way; others wait at the caller.
-* More than 16 KiB of metadata answer UNKNOWN (HTTP status 431), far more end the connection.
+* Keepalive pings are never too many, and connections are neither counted nor closed for their age or for being idle.
+* More than `max_metadata_bytes` of metadata answer UNKNOWN (HTTP status 431), far more end the connection.
 * Requests may be compressed by gzip, not deflate.
 
 Methods that are not hot know no peer: who calls a stream without `x-client-id` shares one client's share with all such.
@@ -29,6 +29,7 @@ from typing import Any
 
 from pygrpc_native._native import EVENT_CANCEL, NativeGrpcFront
 
+from attnserve.access import OPEN, Access
 from attnserve.config import joined_address
 from attnserve.contract import Call, Listener
 from attnserve.errors import AttnserveError, ConfigError, Internal, Overloaded
@@ -36,12 +37,14 @@ from attnserve.guard import guarded
 from attnserve.handlers.table import Method
 from attnserve.transport.calls import FLUSH_S, Calls, Once, status_of
 from attnserve.transport.grpcio import GrpcioTransport
+from attnserve.transport.options import ConnectionLimits
 from attnserve.transport.shared_inbox import SharedInbox
 
 log = logging.getLogger(__name__)
 
 _MOST_EVENTS = 64  # taken at once; the completions of a batch wait for no more than these handlers
 _IO_THREADS = 1  # what they do is a few microseconds a call; two share the work and wake each other for it
+_NO_LIMIT = 2**31 - 1
 _FLUSH_POLL_S = 0.01  # only while draining
 
 
@@ -57,7 +60,8 @@ class NativeTransport:
         methods: Sequence[Method],
         listener: Listener,
         *,
-        max_request_bytes: int,
+        limits: ConnectionLimits,
+        access: Access = OPEN,
         health_services: Sequence[str] = (),
         on_idle: Callable[[], None] = lambda: None,
         shares_port: bool = False,
@@ -65,20 +69,21 @@ class NativeTransport:
         front: Callable[..., NativeGrpcFront] = NativeGrpcFront,
     ) -> None:
         self._methods = [method for method in methods if method.hot and method.wrap is None]
-        self._max_request_bytes = max_request_bytes
+        self._limits = limits
         self._shares_port = shares_port
         self._make_front = front
         self._front: NativeGrpcFront | None = None
         self._inbox = SharedInbox()
         loop = asyncio.get_running_loop()
-        self._calls = Calls(self._inbox, listener, on_idle=on_idle, clock=clock, loop=loop)
+        self._calls = Calls(self._inbox, listener, access=access, on_idle=on_idle, clock=clock, loop=loop)
         self._by_id: dict[int, Call] = {}  # begun and not yet answered
         self._folder = ""
         self._threads: list[threading.Thread] = []
         self._rest = GrpcioTransport(
             methods,
             listener,
-            max_request_bytes=max_request_bytes,
+            limits=_behind(limits),
+            access=access,
             health_services=health_services,
             on_idle=on_idle,
             clock=clock,
@@ -101,6 +106,8 @@ class NativeTransport:
                 call_details=True,
                 metrics=True,
                 reuse_port=self._shares_port,
+                max_concurrent_streams=self._limits.max_streams,
+                max_metadata_size=self._limits.max_metadata_bytes,
             )
             self._folder = tempfile.mkdtemp(prefix="attnserve-")
         except OSError as error:
@@ -172,8 +179,8 @@ class NativeTransport:
                 if kind == EVENT_CANCEL:
                     if (call := self._by_id.get(call_id)) is not None:
                         call.cancel()
-                elif len(payload) > self._max_request_bytes:
-                    size = f"{len(payload)} vs. {self._max_request_bytes}"
+                elif len(payload) > self._limits.max_request_bytes:
+                    size = f"{len(payload)} vs. {self._limits.max_request_bytes}"
                     _fail(front, call_id, Overloaded(f"SERVER: Received message larger than max ({size})"))
                 else:
                     self._begin(front, call_id, self._methods[method], payload, *details)
@@ -209,6 +216,11 @@ class NativeTransport:
             _fail(front, call_id, Internal("internal error"), call.request_id)
         finally:
             self._calls.ended()
+
+
+def _behind(limits: ConnectionLimits) -> ConnectionLimits:
+    """For the server behind the front, its one caller, which has the calls of all and adds metadata of its own."""
+    return ConnectionLimits(limits.max_request_bytes, 2 * limits.max_metadata_bytes, max_streams=_NO_LIMIT)
 
 
 def _fail(front: NativeGrpcFront, call_id: int, error: AttnserveError, request_id: str = "") -> None:

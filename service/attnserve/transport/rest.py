@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from attnserve.access import OPEN, Access, Grant
 from attnserve.admission import Admission
 from attnserve.codec import rest as codec
 from attnserve.codec.rest import MOST_JSON_BYTES, Body, too_large
@@ -74,6 +75,7 @@ class _Asked(NamedTuple):
     route: Route
     http: web.Request
     metadata: tuple[tuple[str, str], ...]
+    grant: Grant
     client: str
     arrived: float
 
@@ -84,6 +86,7 @@ class RestCalls:
     Args:
         methods: The table, of which the routes' are called.
         listener: Hears of every answered call.
+        access: Tells what callers may do; one that is nobody is answered before its body is read.
         http_loop: The HTTP server's.
         codec_thread: One thread, for bodies that take their time.
         on_idle: Called on the HTTP server's loop each time the last open call has its answer; must be quick.
@@ -96,6 +99,7 @@ class RestCalls:
         listener: Listener,
         limits: RestLimits,
         *,
+        access: Access = OPEN,
         http_loop: asyncio.AbstractEventLoop,
         codec_thread: Executor,
         on_idle: Callable[[], None],
@@ -104,10 +108,11 @@ class RestCalls:
     ) -> None:
         self._methods = {method.name: method for method in methods}
         self._limits = limits
+        self._access = access
         self._http_loop = http_loop
         self._codec_thread = codec_thread
         self._clock = clock
-        self._calls = Calls(LoopInbox(http_loop), listener, on_idle=on_idle, clock=clock, loop=loop)
+        self._calls = Calls(LoopInbox(http_loop), listener, access=access, on_idle=on_idle, clock=clock, loop=loop)
         self._held = Admission(_MOST_REQUESTS, limits.max_held_bytes)
         self._unsent_bytes = 0
 
@@ -125,8 +130,9 @@ class RestCalls:
     async def answer(self, route: Route, http: web.Request) -> web.StreamResponse:
         """Answer one request and send the answer. A caller that hangs up cancels it, and the call with it."""
         metadata = tuple((name.lower(), value) for name, value in http.headers.items())
-        client = client_of(metadata) or http.remote or ""
-        asked = _Asked(route, http, metadata, client, self._clock())
+        grant = self._access.grant(metadata)
+        client = grant.caller(client_of(metadata), http.remote or "")
+        asked = _Asked(route, http, metadata, grant, client, self._clock())
         with contextlib.ExitStack() as held:
             call, answered, binary = await self._begun(asked, held)
             try:
@@ -151,6 +157,7 @@ class RestCalls:
         timeout_s: float | None = None
         read: Any
         try:
+            asked.grant.check_method(asked.route.rpc)
             timeout_s = _timeout_s(asked.http.headers.get("grpc-timeout"))
             if asked.route.verb == "POST":
                 held.enter_context(self._room(asked))

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from attnserve.access import OPEN, Access
 from attnserve.codec import json_form
 from attnserve.contract import Listener
 from attnserve.errors import ConfigError, Internal, Unavailable
@@ -86,6 +87,7 @@ class RestServer:
         methods: Iterable[Method],
         listener: Listener,
         *,
+        access: Access = OPEN,
         max_request_bytes: int,
         max_held_bytes: int,
         patience_s: float,
@@ -95,12 +97,13 @@ class RestServer:
 
         Args:
             max_request_bytes, max_held_bytes, patience_s: See `RestLimits`.
-            on_idle: See `RestCalls`.
+            access, on_idle: See `RestCalls`.
         """
         self._calls = RestCalls(
             methods,
             listener,
             RestLimits(max_request_bytes, max_held_bytes, patience_s),
+            access=access,
             http_loop=self._loop,
             codec_thread=self._codec_thread,
             on_idle=on_idle,

@@ -1,0 +1,91 @@
+"""Keeps the table of an access file up to date as the file changes. Owns the looking; the text is the table's.
+
+A file that turned bad leaves the last good table in force, and is said to be bad once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from attnserve.access import Grant, Metadata
+from attnserve.access_table import AccessTable, parsed
+from attnserve.errors import AttnserveError, ConfigError
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Between two looks at the file: a token that is taken away works no longer than that."""
+
+_MOST_BYTES = 16 << 20
+
+_Mark = tuple[int, int, int, int]
+
+
+class AccessFile:
+    """`Access` by a file. Any thread may use it. Raises `ConfigError` for a file that cannot be used at first.
+
+    Args:
+        clock: Monotonic seconds, also of the rates.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._mark = _mark(path)
+        self._table = self._read(None)
+        self._next_look = clock() + LOOK_S
+
+    def grant(self, metadata: Metadata, identities: Iterable[str] = ()) -> Grant:
+        """See `Access`."""
+        return self._current().grant(metadata, identities)
+
+    def refusal(self, method: str, metadata: Metadata) -> AttnserveError | None:
+        """See `Access`."""
+        return self._current().refusal(method, metadata)
+
+    def _current(self) -> AccessTable:
+        if self._clock() >= self._next_look:
+            self._look()
+        return self._table
+
+    def _look(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            return  # another thread looks already
+        try:
+            self._next_look = self._clock() + LOOK_S
+            mark = _mark(self._path)
+            if mark == self._mark:
+                return
+            self._mark = mark
+            self._table = self._read(self._table)
+            log.info("access file %s: read again", self._path)
+        except ConfigError as error:
+            log.error("%s; what it said before goes on to hold", error)
+        finally:
+            self._lock.release()
+
+    def _read(self, previous: AccessTable | None) -> AccessTable:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+            if len(data) > _MOST_BYTES:
+                raise ConfigError(f"larger than {_MOST_BYTES} bytes")
+            return parsed(data.decode(), previous, self._clock)
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error  # whose text shows the bytes
+            raise ConfigError(f"access_file {self._path}: {reason}") from None
+
+
+def _mark(path: Path) -> _Mark | None:
+    """Changes when the file does, also where a link to it is led elsewhere; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
