@@ -35,7 +35,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
-        self.log = ""
+        self._lines: list[str] = []
         self._terminated = False
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -51,9 +51,13 @@ class ServerProcess:
         self.grpc: str = self.announced["grpc"]
         self.http: str = self.announced["http"]
 
+    @property
+    def log(self) -> str:
+        """What it has written to stderr so far."""
+        return "".join(self._lines)
+
     def _read_log(self) -> None:
-        for line in self.process.stderr:
-            self.log += line
+        self._lines.extend(self.process.stderr)
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of an HTTP GET."""

@@ -22,6 +22,9 @@ from attnserve.errors import AttnserveError
 
 CLIENT_ID = "x-client-id"  # metadata by which a caller says who it is
 FLUSH_S = 1.0  # at the end of a drain, for the last answers to leave before connections are cut
+# Between the last answer of a stream and its end while draining: a server that ends a stream from its side resets it at
+# once, and HAProxy 2.6 then throws away what it has not passed on yet (haproxy/haproxy#1219).
+LAST_ANSWER_S = 0.1
 _LONGEST_CLIENT_ID = 256
 _CALM_S = 0.1  # a caller that was refused has had time to hear of it and to go elsewhere
 _LONGEST_LINGER_S = 2.0  # some callers never stop calling

@@ -23,7 +23,7 @@ from attnserve.contract import Call, Listener
 from attnserve.errors import AttnserveError, ConfigError, InvalidArgument, Unavailable
 from attnserve.guard import guarded
 from attnserve.handlers.table import Method
-from attnserve.transport.calls import FLUSH_S, Calls, status_of
+from attnserve.transport.calls import FLUSH_S, LAST_ANSWER_S, Calls, status_of
 from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import ConnectionLimits, server_options
@@ -202,6 +202,7 @@ class GrpcioTransport:
             ):  # the replies that nobody read are free now, and were not when the last call ended
                 self._on_idle()
         if self._draining:
+            await asyncio.sleep(LAST_ANSWER_S)
             await _abort(context, Unavailable("the server is shutting down"))
 
     async def _read(
