@@ -390,3 +390,28 @@ def test_a_stream_that_does_not_answer_each_picture_once_in_turn_raises(
 def test_a_window_of_nothing_is_refused(client: Client) -> None:
     with pytest.raises(ValueError, match="max_in_flight"):
         next(client.classify_stream([b"one"], model="fake", max_in_flight=0))
+
+
+def test_what_the_other_side_cancels_is_unavailable_and_what_may_be_sent_again_is(
+    make_client: Any, target: str, service: Any, refusal: Any
+) -> None:
+    """HAProxy resets streams with CANCEL for a server that goes."""
+
+    def answer(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        if len(service.requests) == 1:
+            raise refusal(code_pb2.CANCELLED, "reset")
+        return service.echo(request)
+
+    def stream(requests: Iterator[pb.ClassifyRequest]) -> Iterator[pb.ClassifyStreamResponse]:
+        yield next(service.in_turn(requests))
+        raise refusal(code_pb2.CANCELLED, "reset")
+
+    service.answer = answer
+    with make_client(target) as client:
+        assert len(client.classify([b"cat"], model="fake")) == 1
+        assert len(service.requests) == 2
+        service.stream = stream
+        outcomes = iter(client.classify_stream([b"cat", b"dog"], model="fake", max_in_flight=1))
+        assert next(outcomes).predictions[0].label == "cat"
+        with pytest.raises(ClientError, match="UNAVAILABLE: reset"):
+            next(outcomes)

@@ -219,7 +219,7 @@ class AsyncClient:
         try:
             yield
         except grpc.RpcError as error:
-            raise errors.from_call(error) from None
+            raise errors.from_call(error, closing=self._closed.is_set()) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._closed.is_set() or (task is not None and task.cancelling()):

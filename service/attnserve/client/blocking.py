@@ -177,7 +177,7 @@ class Client:
         try:
             yield from _in_order(images, pack, requests, call, max_in_flight)
         except grpc.RpcError as error:
-            raise errors.from_call(error) from None
+            raise self._failure(error) from None
         finally:
             requests.put(None)  # lets gRPC's sending thread end, also when the caller walks away
             call.cancel()
@@ -220,11 +220,11 @@ class Client:
             except Empty:
                 calls.append(self._sent(rpc, request, attempts, over))
                 first = over.get()
-                if first.code() is not grpc.StatusCode.OK and may_pass(errors.from_call(first)):
+                if first.code() is not grpc.StatusCode.OK and may_pass(self._failure(first)):
                     first = over.get()
             return first.result()
         except grpc.RpcError as error:
-            raise errors.from_call(error) from None
+            raise self._failure(error) from None
         finally:
             for call in calls:
                 call.cancel()
@@ -239,7 +239,10 @@ class Client:
         try:
             return self._begun(rpc, request, attempts.remaining_s(self._clock()))
         except grpc.RpcError as error:
-            raise errors.from_call(error) from None
+            raise self._failure(error) from None
+
+    def _failure(self, call: Any) -> ClientError:
+        return errors.from_call(call, closing=self._closed.is_set())
 
     def _begun(self, rpc: Any, request: Any, timeout_s: float) -> Any:
         try:

@@ -35,9 +35,16 @@ class ClientError(AttnserveError):
         return type(self), (self.code, self.message, self.retry_after_s)
 
 
-def from_call(call: Any) -> ClientError:
-    """The error of a finished `grpc.Call`, which is what gRPC raises too; its stubs do not say so."""
-    return ClientError(call.code().name, call.details() or "no reason given", _retry_after_s(call))
+def from_call(call: Any, *, closing: bool) -> ClientError:
+    """The error of a finished `grpc.Call`, which is what gRPC raises too; its stubs do not say so.
+
+    Where this side is not `closing`, CANCELLED is a server or a proxy that let go of the call: UNAVAILABLE, as it is
+    where the connection goes too.
+    """
+    code = call.code().name
+    if code == "CANCELLED" and not closing:
+        code = "UNAVAILABLE"
+    return ClientError(code, call.details() or "no reason given", _retry_after_s(call))
 
 
 def from_code(code: int, message: str, retry_after_s: float | None) -> ClientError:

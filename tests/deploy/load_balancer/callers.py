@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,14 @@ from attnserve.client import Client, ClientError, Retry
 PATIENCE_S = 30.0
 ONCE = Retry(max_attempts=1)
 PICTURE = np.zeros((28, 28, 3), np.uint8)
+
+
+def wait_until(what: Callable[[], object], words: str) -> None:
+    """Ask again and again until the answer is true."""
+    end = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < end, f"waited {PATIENCE_S:g} s until {words}"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

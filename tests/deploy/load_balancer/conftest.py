@@ -17,20 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from callers import PATIENCE_S, wait_until
 from tiny_models import Repository
 
 CONFIG = Path(__file__).parents[3] / "deploy" / "load-balancer" / "haproxy.cfg"
 HOSTS = ("127.0.1.1", "127.0.1.2")  # of the replicas; no outgoing connection takes a port there between two processes
 FRONTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")  # of HAProxy; gRPC shares a connection between callers of one address
-PATIENCE_S = 30.0
-
-
-def wait_until(what: Callable[[], object], words: str) -> None:
-    """Ask again and again until the answer is true."""
-    end = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < end, f"waited {PATIENCE_S:g} s until {words}"
-        time.sleep(0.02)
 
 
 def _free_port(host: str) -> int:
