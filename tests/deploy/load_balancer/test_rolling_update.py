@@ -130,6 +130,9 @@ def test_without_a_drain_delay_calls_are_refused_until_the_health_check_has_seen
     assert ended_by(callers.asked)[SHUT] > 0
 
 
+NOTICED_S = 1.0  # for HAProxy to have seen every connection of a dead replica end, on a machine that others use
+
+
 def test_kill_9_fails_the_calls_that_lay_there_and_a_caller_that_retries_sees_none_of_it(service):
     """The replica is stopped first, so that it is known which calls lie there when it is killed."""
     with service() as running:
@@ -163,6 +166,10 @@ def test_kill_9_fails_the_calls_that_lay_there_and_a_caller_that_retries_sees_no
     assert once.unexpected + again.unexpected == []
     assert ended_by(again.asked) == {}
     assert lying == sum(map(len, hanging)) == 4
-    assert sorted(each.caller for each in failed) == hanging[0]
-    assert all(each.began < killed < each.ended and each.error.startswith("UNAVAILABLE") for each in failed)
+    assert all(killed < each.ended and each.error.startswith("UNAVAILABLE") for each in failed)
+    assert sorted(each.caller for each in failed if each.began < killed) == hanging[0]
+    # HAProxy sees the replica's connections end one after the other, and may still send a call down the next.
+    after = [each.began - killed for each in failed if each.began >= killed]
+    assert len(after) <= lying
+    assert all(seconds < NOTICED_S for seconds in after)
     assert {each.version for each in once.asked if each.began > killed} >= {1, 2}
