@@ -15,7 +15,7 @@ Two halves share one contract, the model repository. Reading order:
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC: `grpcio`, or `native` with
   `grpcio` behind it; REST, optional: `rest_server`, `rest`, `rest_routes`, `rest_errors`), `http_server`.
 * Who may ask: `access` (rights, grants), `access_table` (by token or certificate), `access_file` (read as it changes),
-  `rate_limit`.
+  `rate_limit`; certificates: `pem`, and the transport's `tls`.
 * What is heard: `listeners`, `statistics`, `metrics` (with `distribution` and `triton_metrics`), `drift` (of answers),
   `logs` (by the names of `correlation`), `tracing` (optional). The whole: `config`, `cores`, `trimming`
   (of memory), `server`; several processes as one: `fronts`, a map of its own.

@@ -66,6 +66,16 @@ class ServeConfig:
     rest: bool = _option(
         False, "answer the Open Inference Protocol over REST too (/v2), on http_address; needs the extra rest"
     )
+    tls_certificate: str = _option(
+        "",
+        "PEM file of the certificate that gRPC is served with, its chain after it; empty: no TLS; a new one is used "
+        "without a restart",
+    )
+    tls_key: str = _option("", "PEM file of the certificate's key, without a password")
+    tls_client_ca: str = _option(
+        "", "PEM file of CAs: gRPC callers must bring a certificate that one of them signed (mTLS)"
+    )
+    http_tls: bool = _option(False, "speak TLS on http_address too, with the same certificate; callers bring none")
     provider: str = _option(
         "auto",
         "where models run; auto is CUDA where there is one, else the CPU; openvino: the CPU, needs the extra openvino",
@@ -190,8 +200,18 @@ class ServeConfig:
             raise ConfigError("openvino_precision needs provider openvino")
         if self.rest and self.transport_processes > 1:
             raise ConfigError("rest is served by one process; leave transport_processes at 1")
+        self._check_tls()
         if self.load_models and self.model_control_mode != "explicit":
             raise ConfigError("load_models needs model_control_mode explicit; the other modes load every model")
+
+    def _check_tls(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key go together; one is missing")
+        for name in ("tls_client_ca", "http_tls"):
+            if getattr(self, name) and not self.tls_certificate:
+                raise ConfigError(f"{name} needs tls_certificate and tls_key")
+        if self.tls_certificate and self.transport == "native":
+            raise ConfigError("transport native cannot speak TLS; leave transport at grpcio")
 
     @property
     def gpu(self) -> GpuOptions:

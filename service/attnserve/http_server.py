@@ -1,13 +1,15 @@
-"""`/metrics`, `/livez` and `/readyz` over plain HTTP, on a thread of its own."""
+"""`/metrics`, `/livez` and `/readyz` over HTTP or HTTPS, on a thread of its own."""
 
 from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -25,9 +27,17 @@ class HttpServer:
 
     Args:
         ready: Whether `/readyz` answers 200; it answers 503 otherwise.
+        context: What to speak TLS by; None for plain text.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         class Handler(_Handler):
             pages = Pages(registry, ready)
 
@@ -35,6 +45,7 @@ class HttpServer:
             self._server = (_Ipv6Listener if ":" in host else _Listener)((host, port), Handler)
         except OSError as error:
             raise ConfigError(f"cannot listen for HTTP on {host}:{port}: {error}") from error
+        self._server.context = context
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
@@ -54,6 +65,16 @@ class _Listener(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128  # connections that wait for `accept`; five, the default, lose a burst of probes
+    context: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """On the connection's own thread, so that who does not begin the handshake holds up nobody else."""
+        if self.context is None:
+            return super().finish_request(request, client_address)
+        request.settimeout(_SLOW_CLIENT_S)
+        with self.context.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+        return None
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A scraper that hangs up is no news."""

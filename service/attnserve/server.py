@@ -50,6 +50,7 @@ from attnserve.statistics import Statistics
 from attnserve.transport.calls import Once
 from attnserve.transport.grpcio import GrpcioTransport, check_free
 from attnserve.transport.options import ConnectionLimits
+from attnserve.transport.tls import Certificates, certificates_of, http_context
 from attnserve.trimming import Trimmer
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Server:
         self._part = part
         self._ready = False
         self._transport: Transport | None = None
-        self._make = _transport_of(config.transport)
+        tls = certificates_of(config)
+        self._make = _transport_of(config.transport, tls)
         self._statistics = Statistics()
         self._metrics = Metrics(self._statistics)
         self._tracing = _tracing_to(config.otel_endpoint)
@@ -102,7 +104,7 @@ class Server:
         self._admission = Admission(config.max_pending_images, config.max_pending_bytes)
         self._metrics.watch_pending(self._admission)
         self._http_host, http_port = split_address("http_address", config.http_address)
-        http = (self._http_host, http_port, self.registry, lambda: self._ready)
+        http = (self._http_host, http_port, self.registry, lambda: self._ready, http_context(config, tls))
         self._rest = _rest_server()(*http) if config.rest and part is None else None
         self._http = self._rest or (HttpServer(*http) if part is None else None)
 
@@ -283,7 +285,8 @@ def _access_by(config: ServeConfig) -> Access:
         if config.model_control_mode == "explicit":
             log.warning("model_control_mode explicit without access_file: whoever reaches the port may load and unload")
         return OPEN
-    log.warning("access_file without TLS: tokens travel unencrypted, unless something in front encrypts them")
+    if not config.tls_certificate:
+        log.warning("access_file without TLS: tokens travel unencrypted, unless something in front encrypts them")
     return AccessFile(Path(config.access_file))
 
 
@@ -298,10 +301,10 @@ def _limits_of(config: ServeConfig) -> ConnectionLimits:
     )
 
 
-def _transport_of(name: str) -> type[Transport]:
+def _transport_of(name: str, tls: Certificates | None) -> Callable[..., Transport]:
     """Raises `ConfigError` where pygrpc-native is not installed."""
     if name == "grpcio":
-        return GrpcioTransport
+        return partial(GrpcioTransport, tls=tls)
     try:
         from attnserve.transport.native import NativeTransport  # an optional dependency
     except ImportError as error:

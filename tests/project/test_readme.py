@@ -19,6 +19,7 @@ import pytest
 
 from attnserve import triton_metrics
 from attnserve.cli import build_parser
+from attnserve.client import Client, Tls
 from attnserve.config import ServeConfig, shown
 from attnserve.distribution import Distribution, Tally
 from attnserve.gpu import metrics as gpu_metrics
@@ -28,6 +29,7 @@ from attnserve.statistics import Statistics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
@@ -94,7 +96,7 @@ def test_every_curl_command_is_answered(start_server):
     pytest.importorskip("aiohttp", reason="needs the extra rest")
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    commands = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    commands = [block for block in BASH if "curl" in block]
     assert len(commands) == 2
     with start_server("--rest") as server:
         for command in commands:
@@ -137,3 +139,13 @@ def test_every_python_block_runs(server, block, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout
+
+
+def test_the_certificate_of_a_trial_is_one_that_a_server_can_use(start_server, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    (commands,) = [block for block in BASH if "openssl" in block]
+    subprocess.run(["bash", "-euc", commands], cwd=tmp_path, check=True, capture_output=True)
+    pair = ["--tls-certificate", str(tmp_path / "server.crt"), "--tls-key", str(tmp_path / "server.key")]
+    with start_server(*pair) as server, Client(server.grpc, tls=Tls(ca=tmp_path / "ca.crt")) as client:
+        assert client.models()

@@ -73,9 +73,16 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "load_models": "net,other",
         "exit_on_error": False,
         "keep_previous": False,
+        "tls_certificate": "server.crt",
+        "tls_key": "server.key",
+        "tls_client_ca": "ca.crt",
+        "http_tls": True,
     }.get(option.name, 7)
     must = [] if option.name == "model_repository" else ["--model-repository", "models"]
     must += ["--model-control-mode", "explicit"] if option.name == "load_models" else []
+    pair = {"--tls-certificate": "server.crt", "--tls-key": "server.key"}
+    if option.name in ("tls_certificate", "tls_key", "tls_client_ca", "http_tls"):
+        must += [part for each in pair.items() if each[0][2:].replace("-", "_") != option.name for part in each]
     must += ["--provider", "openvino"] if option.name == "openvino_precision" else []
     flag = "--" + option.name.replace("_", "-")
     flags = {True: [flag], False: [flag.replace("--", "--no-", 1)]}.get(value, [flag, str(value)])
@@ -202,6 +209,13 @@ POSITIVE = [
             "pinned, plain, overlap, graphs, overlapped-graphs",
         ),
         ({"gpu_plan": "graphs,overlap"}, "gpu_plan: graphs and overlap exclude each other"),
+        ({"tls_key": "server.key"}, "tls_certificate and tls_key go together; one is missing"),
+        ({"tls_client_ca": "ca.crt"}, "tls_client_ca needs tls_certificate and tls_key"),
+        ({"http_tls": True}, "http_tls needs tls_certificate and tls_key"),
+        (
+            {"tls_certificate": "server.crt", "tls_key": "server.key", "transport": "native"},
+            "transport native cannot speak TLS; leave transport at grpcio",
+        ),
         ({"gpu_devices": "0,0"}, "gpu_devices must be different numbers separated by commas, got '0,0'"),
         ({"gpu_devices": "a"}, "gpu_devices must be different numbers separated by commas, got 'a'"),
         (

@@ -2,8 +2,8 @@
 
 Knows the protocol only: no server module, no onnxruntime, no torch. Import the names from here. Reading order:
 `messages` (what goes in and comes out), `translation` (to and from the wire), `errors` (what a failed call becomes),
-`retry` (whether it is tried again), `calls` (the terms of a call, the reading of replies), then the two that call:
-`blocking`, and `aio` with `aio_stream`.
+`retry` (whether it is tried again), `security` (TLS and the token), `calls` (the terms of a call, the reading of
+replies), then the two that call: `blocking`, and `aio` with `aio_stream`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from attnserve.client.messages import (
     Timings,
 )
 from attnserve.client.retry import Retry
+from attnserve.client.security import Tls
 from attnserve.preprocess import CropBox
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "SiteInfo",
     "SpatialMap",
     "Timings",
+    "Tls",
 ]

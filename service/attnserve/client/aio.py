@@ -37,6 +37,7 @@ from attnserve.client.messages import (
     Picture,
 )
 from attnserve.client.retry import Attempts, Retry, may_pass
+from attnserve.client.security import Tls
 from attnserve.client.translation import check_choices, from_model, to_request
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
@@ -57,17 +58,23 @@ class AsyncClient:
         retry: Retry | None = DEFAULT_RETRY,
         hedge_after_s: float | None = None,
         client_id: str | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         asyncio.get_running_loop()  # without one, gRPC would choose a loop that nobody runs
-        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id)
+        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id, token)
         self._closed = asyncio.Event()
         self._clock = clock
         self._sleep = sleep or self._nap
         self._random = random
-        self._channel = grpc.aio.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        else:
+            options = [*CHANNEL_OPTIONS, *tls.channel_options()]
+            self._channel = grpc.aio.secure_channel(with_port(target), tls.credentials(), options)
         self._stub: Any = attention_pb2_grpc.AttentionServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> Self:

@@ -40,6 +40,7 @@ from attnserve.client.messages import (
     Picture,
 )
 from attnserve.client.retry import Attempts, Retry, may_pass
+from attnserve.client.security import Tls
 from attnserve.client.translation import check_choices, from_model, to_request
 from attnserve.v1 import attention_pb2 as pb
 from attnserve.v1 import attention_pb2_grpc
@@ -61,6 +62,9 @@ class Client:
             time, once: the first success counts, and the other is cancelled. Worth its load where `target` stands for
             several servers and the time is rare, such as the 99th percentile of answers.
         client_id: Names this caller to the server, as metadata `x-client-id`: 1 to 128 printable ASCII characters.
+        tls: None for plain text. Raises `ValueError` where a file of it cannot be used.
+        token: Sent as metadata `authorization: Bearer TOKEN`; printable ASCII without spaces. Without `tls`, anybody on
+            the way can read it.
         clock, sleep, random: Collaborators, for tests. `close` ends the default sleep.
     """
 
@@ -72,16 +76,22 @@ class Client:
         retry: Retry | None = DEFAULT_RETRY,
         hedge_after_s: float | None = None,
         client_id: str | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id)
+        self._terms = Terms(timeout_s, retry, hedge_after_s, client_id, token)
         self._closed = Event()
         self._clock = clock
         self._sleep = sleep or self._closed.wait
         self._random = random
-        self._channel = grpc.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        if tls is None:
+            self._channel = grpc.insecure_channel(with_port(target), CHANNEL_OPTIONS)
+        else:
+            options = [*CHANNEL_OPTIONS, *tls.channel_options()]
+            self._channel = grpc.secure_channel(with_port(target), tls.credentials(), options)
         self._stub = attention_pb2_grpc.AttentionServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:

@@ -6,12 +6,13 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from attnserve.client.errors import ClientError, from_code
 from attnserve.client.messages import Classification, ModelStatus, Picture
 from attnserve.client.retry import Attempts, Retry
+from attnserve.client.security import check_token
 from attnserve.client.translation import from_reply
 from attnserve.v1 import attention_pb2 as pb
 
@@ -47,6 +48,7 @@ class Terms:
     retry: Retry | None
     hedge_after_s: float | None
     client_id: str | None
+    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < math.inf:
@@ -55,12 +57,15 @@ class Terms:
             raise ValueError(f"hedge_after_s must be positive and finite, got {self.hedge_after_s}")
         if self.client_id is not None and not re.fullmatch(r"[!-~]{1,128}", self.client_id):
             raise ValueError(f"client_id must be 1 to 128 printable ASCII characters, got {self.client_id!r}")
+        if self.token is not None:
+            check_token(self.token)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Sent with a call that begins now: who calls, and the OpenTelemetry span that is active, if there is one."""
         name = () if self.client_id is None else (("x-client-id", self.client_id),)
-        return (*name, *_traceparent())
+        token = () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        return (*name, *token, *_traceparent())
 
     def timeout_of(self, timeout_s: float | None) -> float:
         """Seconds for one call, which may bring its own; where its time is up already, gRPC refuses it."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from attnserve.commands import classify_tiles, explaining
-from attnserve.commands.connecting import model_of, reason
+from attnserve.commands import classify_tiles, connecting, explaining
+from attnserve.commands.connecting import connected, model_of, reason
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
                         help="seconds that a picture or tile may take, on average (default: %(default)s)")  # fmt: skip
     classify_tiles.configure(parser)
+    connecting.configure(parser)
 
 
 def count(text: str) -> int:
@@ -68,13 +69,13 @@ def seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Classify every picture; 1 if any failed."""
-    from attnserve.client import Client, ClientError
+    from attnserve.client import ClientError
     from attnserve.map_files import MapFiles
 
     classify_tiles.check(args)
     if args.format and not (args.maps or args.explain):
         raise ConfigError("--format says how maps are saved: it needs --maps or --explain")
-    with Client(args.server, timeout_s=args.timeout_s) as client:
+    with connected(args, args.timeout_s) as client:
         info = model_of(client, args)
         explain = explaining.wish(args, info)
         sites = explaining.sites(args, info)

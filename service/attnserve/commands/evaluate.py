@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnserve.commands import connecting
 from attnserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        help="of the deletion and insertion curves (default: %(default)s)")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: %(default)s)")
     group.add_argument("--write-card", type=Path, metavar="FILE", help="the model.json that gets the figures")
+    connecting.configure(parser)
 
 
 def _positive(text: str) -> int:
@@ -83,14 +85,11 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the card where one is named; 1 if a file could not be read."""
-    from attnserve.client import Client
-    from attnserve.commands.connecting import model_of
-
     given = [flag for flag in ("layer", "sites", "foreground", "write_card") if getattr(args, flag)]
     if given and not args.faithfulness:
         raise ConfigError(f"--{given[0].replace('_', '-')}: needs --faithfulness")
-    with Client(args.server, timeout_s=args.timeout_s) as client:
-        info = model_of(client, args)
+    with connecting.connected(args, args.timeout_s) as client:
+        info = connecting.model_of(client, args)
         card = _card_of(args.write_card, info) if args.write_card else None
         result = _measured(args, client, info)
     if args.json:

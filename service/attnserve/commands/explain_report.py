@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnserve.commands import explaining
+from attnserve.commands import connecting, explaining
 from attnserve.commands.classify import count, outcomes, seconds
-from attnserve.commands.connecting import model_of, reason
+from attnserve.commands.connecting import connected, model_of, reason
 from attnserve.errors import ConfigError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     explaining.add_method(parser)
     parser.add_argument("--timeout-s", type=seconds, default=10.0, metavar="S",
                         help="seconds that one picture may take, on average (default: %(default)s)")  # fmt: skip
+    connecting.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; 1 if no picture was answered."""
     from attnserve.canvas import printable
-    from attnserve.client import Client, Explain
+    from attnserve.client import Explain
     from attnserve.report import Heading, closing, opening
     from attnserve.review import Summary, by_concern, items
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--top-k: must be at least 1")
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise ConfigError(f"--output: {args.output} cannot be written: it must be a file in a folder that exists")
-    with Client(args.server, timeout_s=args.timeout_s) as client:
+    with connected(args, args.timeout_s) as client:
         info = model_of(client, args)
         layers = explaining.layers(args.layer, info)
         method = explaining.method_of(args.method, layers, info)

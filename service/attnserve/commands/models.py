@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attnserve.commands.connecting import reaching
+from attnserve.commands import connecting
+from attnserve.commands.connecting import connected, reaching
 
 if TYPE_CHECKING:
     from attnserve.client import Client, ModelStatus, SiteInfo
@@ -17,13 +18,12 @@ _HEADER = ("model", "version", "ready", "classes", "view", "attention", "explain
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the flags; imports nothing heavy."""
     parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
+    connecting.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one row for each model version, why one is not ready, and where a ready one's newer files failed."""
-    from attnserve.client import Client
-
-    with Client(args.server) as client, reaching(args.server):
+    with connected(args) as client, reaching(args.server):
         statuses = client.models()
         rows = [_HEADER, *(_row(client, status) for status in statuses)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

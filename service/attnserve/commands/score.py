@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnserve.commands import connecting
 from attnserve.commands.classify import count
 from attnserve.errors import ConfigError
 
@@ -92,6 +93,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pushgateway", metavar="HOST:PORT", help="push them there every 10 s")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--verify", metavar="DIR", help="prove an output instead: counts, digests, no duplicates")
+    connecting.configure(parser)
 
 
 class Terminated(BaseException):
@@ -143,6 +145,8 @@ def _options(args: argparse.Namespace) -> Options:
         model=args.model,
         version=args.version,
         target=args.target,
+        tls=connecting.tls_of(args),
+        token=connecting.token_of(args, os.environ if args.target else {}),
         model_repository=Path(args.model_repository) if args.model_repository else None,
         top_k=args.top_k,
         full_probabilities=not args.no_full_probabilities,

@@ -37,6 +37,7 @@ from attnserve.metrics import Metrics
 from attnserve.session import CPU, choose_provider
 from attnserve.statistics import Statistics
 from attnserve.transport.grpcio import check_free
+from attnserve.transport.tls import certificates_of, http_context
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,8 @@ class Supervisor:
         self._code = 0
         Merged(lambda: [front.families() for front in list(self._fronts)], own.registry, registry)
         self._http_host, port = split_address("http_address", config.http_address)
-        self._http = HttpServer(self._http_host, port, registry, self._is_ready)
+        context = http_context(config, certificates_of(config))  # the fronts have their own, for gRPC
+        self._http = HttpServer(self._http_host, port, registry, self._is_ready, context)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit code. Raises `ConfigError` where the address cannot be had."""

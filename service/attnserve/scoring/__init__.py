@@ -39,7 +39,7 @@ def score(
         options: As of the command line, with `_` for `-`: `target` or `model_repository`, and any of `version`,
             `top_k`, `full_probabilities`, `maps` (a sequence), `map_form`, `shard_rows`, `shard_index`, `shard_count`,
             `engine`, `ray_address`, `workers`, `batch_size`, `provider`, `priority`, `max_errors`, `patience_s`,
-            `max_image_bytes`, `max_image_pixels`.
+            `max_image_bytes`, `max_image_pixels`, `tls` (an `attnserve.client.Tls`), `token`.
 
     Raises:
         ConfigError: The input, the model or the output cannot be used, or the output is another job's.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnserve.card import GRADCAM
-from attnserve.client import Classification, Client, ClientError, Explain, MapStyle, ModelInfo
+from attnserve.client import Classification, Client, ClientError, Explain, MapStyle, ModelInfo, Tls
 from attnserve.errors import ConfigError
 from attnserve.scoring.inputs import Reader
 from attnserve.scoring.items import Item, Unreadable
@@ -43,6 +43,7 @@ class Remote:
         max_image_bytes: A larger file is not sent.
         priority: Of every request.
         patience_s: How long nothing at all may be answered before the job stops.
+        tls, token: See `Client`; the files must be where the work is done.
     """
 
     target: str
@@ -52,6 +53,8 @@ class Remote:
     max_image_bytes: int
     priority: int = PRIORITY
     patience_s: float = 600.0
+    tls: Tls | None = None
+    token: str | None = field(default=None, repr=False)
 
     def open(self) -> RemoteScorer:
         """Connect. Raises `ConfigError` where the server's model is another."""
@@ -109,7 +112,7 @@ class RemoteScorer:
         self._how = how
         self._clock = clock
         self._sleep = sleep
-        self._client = Client(how.target, client_id=CLIENT_ID)
+        self._client = Client(how.target, client_id=CLIENT_ID, tls=how.tls, token=how.token)
         self._reader = Reader(max_bytes=how.max_image_bytes)
         self._threads = ThreadPoolExecutor(how.readers, thread_name_prefix="read")
         self._sites = [each.removeprefix("attention/") for each in how.settings.maps if each.startswith("attention/")]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnserve.client import Client
+from attnserve.client import Client, Tls
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits
 from attnserve.errors import AttnserveError, ConfigError
@@ -69,10 +69,14 @@ class Options:
     patience_s: float = 600.0
     max_image_bytes: int = 32 * MIB
     max_image_pixels: int = 64_000_000
+    tls: Tls | None = None
+    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.model_repository is None):
             raise ConfigError("give --target HOST:PORT or --model-repository DIR, not both: who scores the pictures")
+        if self.target is None and (self.tls is not None or self.token is not None):
+            raise ConfigError("TLS and a token are for a server: they need --target")
         if self.engine not in ENGINES:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if not 0 <= self.shard_index < self.shard_count:
@@ -261,7 +265,7 @@ def _embedded(options: Options) -> _Engine:
 
 def _remote(options: Options) -> _Engine:
     assert options.target is not None
-    with Client(options.target, client_id=remote.CLIENT_ID) as client:
+    with Client(options.target, client_id=remote.CLIENT_ID, tls=options.tls, token=options.token) as client:
         info = client.model(options.model, options.version)
     settings = _settings(options, info.version, info.card_digest)
     remote.check_maps(settings, info)
@@ -273,6 +277,8 @@ def _remote(options: Options) -> _Engine:
         options.max_image_bytes,
         options.priority,
         options.patience_s,
+        options.tls,
+        options.token,
     )
     chunk = options.batch_size or _REMOTE_CHUNK
     return _Engine(settings, tuple(info.labels), recipe, options.workers or _REMOTE_WORKERS, chunk)

@@ -28,6 +28,7 @@ from attnserve.transport.health import Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import ConnectionLimits, server_options
 from attnserve.transport.stream_window import Answer, Begun, StreamWindow
+from attnserve.transport.tls import Certificates, Loaded, names_in
 
 
 class GrpcioTransport:
@@ -41,6 +42,7 @@ class GrpcioTransport:
         health_services: Names for grpc.health.v1 besides "" (the whole server); all turn SERVING with `set_serving`.
         on_idle: Called on the event loop each time the last open call has its answer; must be quick.
         shares_port: See `server_options`.
+        tls: What to speak TLS with; None for plain text.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class GrpcioTransport:
         health_services: Sequence[str] = (),
         on_idle: Callable[[], None] = lambda: None,
         shares_port: bool = False,
+        tls: Certificates | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._on_idle = on_idle
+        self._tls = tls
         self._inbox = LoopInbox(loop)
         self._calls = Calls(self._inbox, listener, access=access, on_idle=on_idle, clock=clock, loop=loop)
         self._access = access
@@ -80,7 +84,10 @@ class GrpcioTransport:
     async def listen(self, address: str) -> int:
         """`start` on an address as gRPC writes it, `unix:PATH` for a socket file."""
         try:
-            bound: int = self._server.add_insecure_port(address)
+            if self._tls is None:
+                bound: int = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, _credentials(self._tls))
         except RuntimeError as error:
             raise ConfigError(f"cannot listen for gRPC on {address}: {error}") from error
         await self._server.start()
@@ -237,6 +244,7 @@ class GrpcioTransport:
             metadata=context.invocation_metadata() or (),
             peer=str(context.peer()),
             remaining_s=context.time_remaining(),
+            identities=names_in(context.auth_context()) if self._tls and self._tls.asks_callers else (),
         )
         guarded(call, method.begin, request, call)
         return call, answered
@@ -269,6 +277,27 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
             return None
         error = self._access.refusal(found.name, details.invocation_metadata)
         return found.handler if error is None else found.refusal(error)
+
+
+def _credentials(tls: Certificates) -> grpc.ServerCredentials:
+    """gRPC asks for the newest certificate whenever a connection begins; those that are open keep theirs."""
+
+    def config_of(loaded: Loaded) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(loaded.pair.key, loaded.pair.certificate)], root_certificates=loaded.client_ca
+        )
+
+    used = tls.current()
+
+    def newer() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used  # a race costs at most one configuration made twice
+        found = tls.current()
+        if found is used:
+            return None
+        used = found
+        return config_of(found)
+
+    return grpc.dynamic_ssl_server_credentials(config_of(used), newer, require_client_authentication=tls.asks_callers)
 
 
 def check_free(host: str, port: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,14 @@ class RestServer:
     """
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], idle_s: float = _IDLE_S
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        context: ssl.SSLContext | None = None,
+        *,
+        idle_s: float = _IDLE_S,
     ) -> None:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -70,7 +78,7 @@ class RestServer:
         )
         self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._thread.start()
-        self._on_loop(self._listen(listening))
+        self._on_loop(self._listen(listening, context))
 
     @property
     def port(self) -> int:
@@ -125,9 +133,9 @@ class RestServer:
     def _on_loop(self, job: Any) -> None:
         asyncio.run_coroutine_threadsafe(job, self._loop).result()
 
-    async def _listen(self, listening: socket.socket) -> None:
+    async def _listen(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
         await self._runner.setup()
-        await web.SockSite(self._runner, listening).start()
+        await web.SockSite(self._runner, listening, ssl_context=context).start()
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[_in_json])
