@@ -222,15 +222,21 @@ class RowDigest:
 
 
 def shard_metadata(job: Job, shard: int, counted: Tally, digest: str) -> dict[bytes, bytes]:
-    """What a shard says of itself."""
-    words = {"job": job.digest, "shard": shard, "rows_sha256": digest}
-    return {METADATA: json.dumps(words).encode(), b"attnserve.tally": counted.to_json().encode()}
+    """What a shard says of itself; a digest guards the tally, for Parquet's footer has no checksum."""
+    told = counted.to_json()
+    words = {"job": job.digest, "shard": shard, "rows_sha256": digest, "tally_sha256": _sha256(told)}
+    return {METADATA: json.dumps(words).encode(), b"attnserve.tally": told.encode()}
 
 
 def read_metadata(metadata: Mapping[bytes, bytes] | None) -> tuple[dict[str, object], Tally] | None:
-    """The words and the tally of a shard; None where it is none of ours."""
+    """The words and the tally of a shard; None where it is none of ours, or they are not as they were written."""
     try:
         assert metadata is not None
-        return json.loads(metadata[METADATA]), Tally.from_json(metadata[b"attnserve.tally"].decode())
+        words, told = json.loads(metadata[METADATA]), metadata[b"attnserve.tally"].decode()
+        return (words, Tally.from_json(told)) if words["tally_sha256"] == _sha256(told) else None
     except (AssertionError, KeyError, ValueError, TypeError, IndexError):
         return None
+
+
+def _sha256(told: str) -> str:
+    return hashlib.sha256(told.encode()).hexdigest()

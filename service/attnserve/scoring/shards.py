@@ -14,6 +14,9 @@ from attnserve.scoring.job import Job, shard_name
 from attnserve.scoring.rows import RowDigest, Scored, Tally, read_metadata, schema, shard_metadata, table, tally
 from attnserve.scoring.store import Store
 
+UNUSABLE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises: also a footer whose names are no UTF-8."""
+
 Results = Iterator[tuple[Sequence[Item], Scored]]
 
 
@@ -34,7 +37,7 @@ def tally_of(store: Store, job: Job, shard: int) -> Tally:
     try:
         with store.open(name) as file:
             metadata = pq.read_metadata(file).metadata
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNUSABLE as error:
         raise ConfigError(f"{store}/{name}: {error}; delete it to have it scored again") from error
     said = read_metadata(metadata)
     if said is None or (said[0].get("job"), said[0].get("shard")) != (job.digest, shard):

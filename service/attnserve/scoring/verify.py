@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from attnserve.errors import ConfigError
 from attnserve.scoring.job import Job, shard_name, shard_number
-from attnserve.scoring.rows import RowDigest, Tally, read_metadata
+from attnserve.scoring.rows import RowDigest, Tally, read_metadata, schema
+from attnserve.scoring.shards import UNUSABLE
 from attnserve.scoring.store import Store
 
 _BATCH_ROWS = 4096
@@ -59,6 +60,9 @@ def _problems(store: Store, job: Job, shard: int, counted: Tally) -> Iterator[st
             if said is None or (said[0].get("job"), said[0].get("shard")) != (job.digest, shard):
                 yield "is no shard of this job"
                 return
+            if file.schema_arrow.remove_metadata() != schema(job.settings):
+                yield "its columns are not those of this job"
+                return
             for batch in file.iter_batches(_BATCH_ROWS):
                 indices = batch.column("index").to_pylist()
                 wrong = [at for at, index in enumerate(indices, start=expected) if index != at]
@@ -67,7 +71,7 @@ def _problems(store: Store, job: Job, shard: int, counted: Tally) -> Iterator[st
                     return
                 expected += len(indices)
                 digest.add(pa.table(batch))
-    except (pa.ArrowException, OSError) as error:
+    except UNUSABLE as error:
         yield f"cannot be read: {error}"
         return
     if expected != rows.stop:
