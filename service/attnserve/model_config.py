@@ -14,6 +14,7 @@ from attnserve.batch_queue import MOST_LEVELS, Policy
 from attnserve.config import MOST_THREADS
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
+from attnserve.model_files import text_of
 
 FILE_NAME = "config.pbtxt"
 MOST_IN_BATCH = 4096  # the warm-up runs it, in memory
@@ -31,10 +32,7 @@ def read(folder: Path) -> tuple[pb.ModelConfig, list[str]]:
         ConfigError: The file is missing, malformed or describes a model that cannot be served.
     """
     path = folder / FILE_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    text = text_of(path, folder.parent)
     config, unknown = _parsed(text, path)
     ignored = [f"{name} is not honoured" for name in unknown]
     config.name = config.name or folder.name

@@ -6,18 +6,23 @@ and `model.json` (the card).
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import mmap
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from attnserve.card import CARD_NAME, Card, sha256_of
+from attnserve import onnx_check
+from attnserve.card import CARD_NAME, Card
 from attnserve.contract import ModelKey
 from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.lifecycle import Found
 from attnserve.model_config import FILE_NAME as CONFIG_NAME
+from attnserve.model_files import regular, text_of
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +173,12 @@ def chosen_versions(folder: Path, versions: Collection[str], policy: pb.ModelVer
 def read_version(folder: Path, version: str, config: pb.ModelConfig) -> VersionFiles:
     """Read one version's card and verify what it says. Raises `ConfigError` saying what does not fit."""
     version_folder = folder / version
+    if not version_folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise ConfigError(f"{version_folder}: it lies outside the repository")
     try:
-        text = (version_folder / CARD_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{version_folder / CARD_NAME}: {error}; attnserve export writes it") from error
+        text = text_of(version_folder / CARD_NAME, folder.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; attnserve export writes it") from error
     try:
         card = Card.from_json(text)
     except ConfigError as error:
@@ -189,25 +196,32 @@ def read_version(folder: Path, version: str, config: pb.ModelConfig) -> VersionF
 def _verify_digests(folder: Path, card: Card) -> None:
     if MODEL_NAME not in card.files:
         raise ConfigError(f"{folder / CARD_NAME}: names no SHA-256 for {MODEL_NAME}")
+    graphs = {MODEL_NAME, *(entry.file for entry in card.explain)}
     for name, digest in card.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{folder / CARD_NAME}: file {name!r} lies outside the version's folder")
-        try:
-            found = sha256_of(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error}") from error
-        if found != digest:
-            raise ConfigError(f"{path}: SHA-256 is {found}, the card says {digest}")
+        with regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != digest:
+                raise ConfigError(f"{path}: SHA-256 is {found}, the card says {digest}")
+            if name in graphs:
+                _check_graph(file, path)
+
+
+def _check_graph(file: BufferedReader, path: Path) -> None:
+    """The same open file whose digest was taken; mapped, for it may be large."""
+    try:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            onnx_check.check(data, path)
+    except ValueError as error:  # of an empty file
+        raise ConfigError(f"{path}: it is no ONNX model: {error}") from error
 
 
 def _verify_labels(folder: Path, card: Card, config: pb.ModelConfig) -> None:
     path = folder / _label_file(config)
-    try:
-        text = path.read_text(encoding="utf-8")  # not splitlines(): a label may hold what else counts as a line's end
-        labels = tuple(text.removesuffix("\n").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    text = text_of(path, folder.parent)
+    labels = tuple(text.removesuffix("\n").split("\n"))  # not splitlines(): a label may hold what else ends a line
     if labels != card.labels:
         raise ConfigError(f"{path}: {len(labels)} labels differ from the card's {len(card.labels)}")
     if list(config.output[0].dims) != [len(labels)]:

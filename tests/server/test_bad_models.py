@@ -74,7 +74,7 @@ def repository(tmp_path):
         (graph(kind=TensorProto.INT32), 64, "must be tensor(float), found tensor(int32)"),
         (graph(only_batch_one=True), 64, "the warm-up failed"),
         (graph(), 2_000_000_000, "max_batch_size must be at most"),
-        (b"no onnx at all", 64, "onnxruntime cannot load it"),
+        (b"no onnx at all", 64, "it is no ONNX model"),
     ],
     ids=["nan", "inf", "no sum of one", "negative", "double", "int", "fails at batch 2", "huge batch", "no onnx"],
 )

@@ -25,6 +25,9 @@ from attnserve.scheduler import Scheduler
 
 PATIENCE_S = 10.0  # for what happens at once on an idle machine; a test that needs it all has failed
 
+SMALLEST_MODEL = b"\x08\x0a\x3a\x03\x12\x01g\x42\x02\x10\x14"
+"""An ONNX ModelProto: IR version 10, an empty graph called g, operator set 20."""
+
 
 class Clock:
     """Seconds that pass only when told to."""
@@ -316,7 +319,7 @@ def write_entry(tmp_path: Path) -> Callable[..., Path]:
         (folder / "config.pbtxt").write_text(config, encoding="utf-8")
         (folder / "labels.txt").write_text(labels, encoding="utf-8")
         model = folder / version / "model.onnx"
-        model.write_bytes(b"not really ONNX")
+        model.write_bytes(SMALLEST_MODEL)
         fields = {
             "preprocessing": Preprocessing(2, 3),
             "labels": ("cat", "dog"),

@@ -15,6 +15,8 @@ from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.repository import chosen_versions, found_in, look_at, look_at_model, read_version, warn_of_strays
 
+SMALLEST_MODEL = b"\x08\x0a\x3a\x03\x12\x01g\x42\x02\x10\x14"  # what write_entry writes
+
 
 @pytest.fixture
 def config(config_text):
@@ -30,7 +32,7 @@ def refusal(folder, config, version="1") -> str:
 def test_a_version_is_read_with_its_card_and_labels(write_entry, config):
     files = read_version(write_entry(), "1", config)
     assert files.key == ("net", "1")
-    assert files.model_path.read_bytes() == b"not really ONNX"
+    assert files.model_path.read_bytes() == SMALLEST_MODEL
     assert files.labels == files.card.labels == ("cat", "dog")
     assert files.config is config
 
@@ -149,7 +151,7 @@ def test_a_changed_model_is_refused(write_entry, config):
     (folder / "1" / "model.onnx").write_bytes(b"tampered with")
     message = refusal(folder, config)
     assert "model.onnx: SHA-256 is " in message
-    assert message.endswith(f"the card says {hashlib.sha256(b'not really ONNX').hexdigest()}")
+    assert message.endswith(f"the card says {hashlib.sha256(SMALLEST_MODEL).hexdigest()}")
 
 
 def test_every_file_of_the_card_is_checked_in_subfolders_too(write_entry, config):
@@ -197,7 +199,7 @@ def test_a_card_that_names_a_file_outside_its_folder_is_refused_before_the_file_
 
 def test_a_link_that_leads_outside_is_refused(write_entry, config, tmp_path):
     secret = tmp_path / "secret"
-    secret.write_bytes(b"not really ONNX")  # even one of the right digest
+    secret.write_bytes(SMALLEST_MODEL)  # even one of the right digest
     folder = write_entry()
     (folder / "1" / "model.onnx").unlink()
     (folder / "1" / "model.onnx").symlink_to(secret)
@@ -208,7 +210,7 @@ def test_a_link_within_the_version_is_followed(write_entry, config):
     folder = write_entry()
     (folder / "1" / "model.onnx").rename(folder / "1" / "blob")
     (folder / "1" / "model.onnx").symlink_to("blob")
-    assert read_version(folder, "1", config).model_path.read_bytes() == b"not really ONNX"
+    assert read_version(folder, "1", config).model_path.read_bytes() == SMALLEST_MODEL
 
 
 def test_a_version_that_is_itself_a_link_is_read(write_entry, config, tmp_path):
@@ -305,3 +307,44 @@ def test_older_versions_may_stand_in_where_the_policy_asks_for_the_newest(tmp_pa
     config.version_policy.CopyFrom(policy(chosen))
     found = found_in(tmp_path / "net", look_at_model(tmp_path / "net"), config)
     assert found.fallback == fallback
+
+
+def test_links_that_lead_out_of_the_repository_are_refused(write_entry, config, tmp_path):
+    folder = write_entry()
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    (folder / "1").rename(outside)
+    (folder / "1").symlink_to(outside)
+    assert refusal(folder, config) == f"{folder / '1'}: it lies outside the repository"
+
+
+@pytest.mark.parametrize("name", ["../../labels.txt", "/etc/passwd"])
+def test_a_label_file_outside_the_repository_is_refused_unread(write_entry, config, name):
+    folder = write_entry()
+    config.output[0].label_filename = name
+    assert "it lies outside" in refusal(folder, config)
+
+
+@pytest.mark.parametrize("name", ["1/model.json", "1/model.onnx", "labels.txt"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(write_entry, config, name):
+    folder = write_entry()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"net/{name}: it is no file" in refusal(folder, config)
+
+
+@pytest.mark.parametrize("name", ["1/model.json", "labels.txt"])
+def test_no_more_than_a_bound_is_read_of_a_text(write_entry, config, name):
+    folder = write_entry()
+    os.truncate(folder / name, 1 << 40)  # takes no room on the disk
+    assert "it is larger than" in refusal(folder, config)
+
+
+def test_a_graph_that_leads_to_another_file_is_refused_though_its_digest_is_right(write_entry, config):
+    """A tensor of one initializer whose data_location (field 14) is EXTERNAL."""
+    elsewhere = b"\x08\x0a\x3a\x07\x12\x01g\x2a\x02\x70\x01\x42\x02\x10\x14"
+    folder = write_entry()
+    (folder / "1" / "model.onnx").write_bytes(elsewhere)
+    card = folder / "1" / "model.json"
+    before, after = (hashlib.sha256(data).hexdigest() for data in (SMALLEST_MODEL, elsewhere))
+    card.write_text(card.read_text().replace(before, after))
+    assert "whose data lies in another file" in refusal(folder, config)

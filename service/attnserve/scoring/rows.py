@@ -188,6 +188,10 @@ def _listed(maps: Sequence[object]) -> Iterable[object]:
     return (list(each) if isinstance(each, np.ndarray) else each for each in maps)
 
 
+UNUSABLE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises: also a footer whose names are no UTF-8."""
+
+
 class RowDigest:
     """SHA-256 of rows in order, by every value in them; however they are chunked."""
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attnserve.errors import ConfigError
 from attnserve.scoring.items import Item, check_there
 from attnserve.scoring.job import Job, shard_name
-from attnserve.scoring.rows import RowDigest, Scored, Tally, read_metadata, schema, shard_metadata, table, tally
+from attnserve.scoring.rows import (
+    UNUSABLE,
+    RowDigest,
+    Scored,
+    Tally,
+    read_metadata,
+    schema,
+    shard_metadata,
+    table,
+    tally,
+)
 from attnserve.scoring.store import Store
-
-UNUSABLE = (pa.ArrowException, OSError, ValueError)
-"""What reading a damaged Parquet file raises: also a footer whose names are no UTF-8."""
 
 Results = Iterator[tuple[Sequence[Item], Scored]]
 

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from attnserve.errors import ConfigError
 from attnserve.scoring.job import Job, shard_name, shard_number
-from attnserve.scoring.rows import RowDigest, Tally, read_metadata, schema
-from attnserve.scoring.shards import UNUSABLE
+from attnserve.scoring.rows import UNUSABLE, RowDigest, Tally, read_metadata, schema
 from attnserve.scoring.store import Store
 
 _BATCH_ROWS = 4096

@@ -1,0 +1,41 @@
+"""Files of a model as they are opened: regular ones only, and text within its folder and of a bounded size."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+from attnserve.errors import ConfigError
+
+MOST_TEXT_BYTES = 16 << 20
+"""Of a card, labels or a config; ImageNet's labels take 50 KiB."""
+
+
+@contextmanager
+def regular(path: Path) -> Iterator[BufferedReader]:
+    """The file, open. Raises `ConfigError` for what is none: a pipe or a device would be waited for."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path}: it is no file")
+            yield file
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def text_of(path: Path, within: Path) -> str:
+    """A file of text, in UTF-8. Raises `ConfigError`, also where a link or `..` leads out of the folder `within`."""
+    if not path.resolve().is_relative_to(within.resolve()):
+        raise ConfigError(f"{path}: it lies outside {within}")
+    with regular(path) as file:
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise ConfigError(f"{path}: it is larger than {MOST_TEXT_BYTES} bytes")
+    try:
+        return data.decode().replace("\r\n", "\n").replace("\r", "\n")  # as files in text mode are read
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
