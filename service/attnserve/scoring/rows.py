@@ -31,6 +31,9 @@ OTHER_CAUSES = "other causes"
 
 METADATA = b"attnserve.shard"
 
+UNUSABLE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises: also a footer whose names are no UTF-8."""
+
 
 @dataclass
 class Scored:
