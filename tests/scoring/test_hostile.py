@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -30,7 +31,10 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm_ends_the_run_at_once_and_leaves_no_part_of_a_shard(score, embedded, make_photos, tmp_path, summary_of):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_run_at_once_and_leaves_no_part_of_a_shard(
+    score, embedded, make_photos, tmp_path, summary_of, number, code
+):
     photos = make_photos(tmp_path / "in", 3000)
     arguments = [photos, "--output", tmp_path / "out", *embedded, "--shard-rows", 300]
     with subprocess.Popen(score_command(*arguments, "--quiet"), stderr=subprocess.PIPE, text=True) as process:
@@ -39,8 +43,8 @@ def test_sigterm_ends_the_run_at_once_and_leaves_no_part_of_a_shard(score, embed
         workers = children.read_text().split()
         assert len(workers) >= 2
         began = time.monotonic()
-        process.terminate()
-        assert process.wait(20) == 143
+        process.send_signal(number)
+        assert process.wait(20) == code
         assert time.monotonic() - began < 10
         assert process.stderr.read() == "attnserve score: terminated; the same command goes on from here\n"
     assert parts_of(tmp_path / "out") == []
@@ -117,6 +121,15 @@ def test_what_listens_to_a_job_does_not_stop_it_and_says_how_it_ended(score, emb
     assert 'attnserve_score_pictures{model="fashion-mnist-cbam",shard_index="0",version="1"} 203.0' in metrics
     assert 'attnserve_score_pictures_left{model="fashion-mnist-cbam",shard_index="0",version="1"} 0.0' in metrics
     assert "the picture is broken or cut short" in metrics
+
+
+def test_the_report_is_written_also_where_nobody_reads_the_summary(embedded, make_photos, tmp_path):
+    command = score_command(make_photos(tmp_path / "in", 5), "--output", tmp_path / "out", *embedded, "--quiet",
+                            "--report", tmp_path / "report.html")  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 1
+    assert "scored 5 pictures" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("flag", [["--report", "{}/in/00000.png/report.html"], ["--report", "{}"],

@@ -30,6 +30,7 @@ TOO_MANY_ERRORS = 3
 NOT_WHOLE = 4
 STOPPED = 5
 TERMINATED = 128 + signal.SIGTERM
+HUNG_UP = 128 + signal.SIGHUP
 _BAR = 40  # characters of the longest line of a histogram
 _MOST_LABELS = 20  # classes that are shown; --json has all
 
@@ -40,8 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"exit codes: 0 every row is written, with an error in place of the scores of a broken picture; "
         f"{TOO_MANY_ERRORS} more errors than --max-errors; {NOT_WHOLE} --verify found the output not whole; "
         f"{STOPPED} the server was away for too long, the input's folder is gone, or a picture kills the workers: the "
-        f"same command goes on where this one stopped, as it does after {TERMINATED} (SIGTERM) and 130 (Ctrl-C); 1 the "
-        f"input, the model or the output cannot be used; 2 wrong usage"
+        f"same command goes on where this one stopped, as it does after {TERMINATED} (SIGTERM), {HUNG_UP} (SIGHUP) "
+        f"and 130 (Ctrl-C); 1 the input, the model or the output cannot be used, or nobody reads what is printed; 2 "
+        f"wrong usage"
     )
     parser.add_argument("input", nargs="?", metavar="INPUT",
                         help="a folder, a glob, a manifest (.csv, .jsonl or .parquet with a column uri), tar shards,"
@@ -97,33 +99,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM came: what is being written is given up, as with Ctrl-C."""
+    """SIGTERM or SIGHUP came: what is being written is given up, as with Ctrl-C.
+
+    Attributes:
+        code: To exit with.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _ending() -> list[signal.Signals]:
+    """The signals that end a run; `nohup` has the hang-up ignored, which stays so."""
+    return [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
 
 
 def run(args: argparse.Namespace) -> int:
     """Score, or verify; returns the exit code."""
-    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))  # nothing is written yet
+    # Nothing is written yet.
+    before = {each: signal.signal(each, lambda number, _: os._exit(128 + number)) for each in _ending()}
     try:
         return _run(args)
-    except Terminated:
+    except Terminated as ended:
         _warn("terminated; the same command goes on from here")
-        return TERMINATED
+        return ended.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager
 def _tidily_terminated() -> Iterator[None]:
-    """Raises `Terminated` in the block at the first SIGTERM; later ones do not disturb the tidying up.
+    """Raises `Terminated` in the block at the first SIGTERM or SIGHUP; later ones do not disturb the tidying up.
 
     Not for a block that imports: the start of a module in C turns any exception into an `ImportError`.
     """
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise Terminated
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    ending = _ending()
+    for each in ending:
+        signal.signal(each, stop)
     yield
 
 
@@ -196,11 +216,11 @@ def _score(args: argparse.Namespace, options: Options) -> int:
         _warn(f"{error}" if is_limit else f"{error}; the same command goes on from here")
         _write_report(report, so_far, options, str(error))
         return TOO_MANY_ERRORS if is_limit else STOPPED
+    _write_report(report, so_far, options)  # before whoever reads the summary may have seen enough of it
     if args.json:
         print(json.dumps(_object(summary)))
     else:
         _print(summary, args.output)
-    _write_report(report, so_far, options)
     return 0
 
 
