@@ -1,9 +1,9 @@
 """Batch scoring: pictures in, Parquet shards out, restartable and with nothing lost.
 
 Reading order: `items` (the noun), `inputs` (with `inputs_*`: what can be named, and how it is read), `listing` (the
-input written down), `job` (what is to be done), `store` (where it goes), `rows` (what is written), `embedded` and
-`remote` (who scores), `workers` (side by side), `shards`, `shard_writer` and `ray_engine` (on many machines),
-`progress`, `run` (which joins them), `job_metrics` and `report` (what is told of it), `verify` and `scores`.
+input written down), `job` (what is to be done), `store` and `scratch` (where it goes), `rows` (what is written),
+`embedded` and `remote` (who scores), `workers` (side by side), `shards`, `shard_writer` and `ray_engine` (on many
+machines), `progress`, `run` (which joins them), `job_metrics` and `report` (what is told of it), `verify` and `scores`.
 """
 
 from __future__ import annotations

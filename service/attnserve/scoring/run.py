@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from attnserve.scoring.job import Job, Settings
 from attnserve.scoring.listing import Listing
 from attnserve.scoring.progress import Progress
 from attnserve.scoring.rows import Tally
+from attnserve.scoring.scratch import scratch
 from attnserve.scoring.shard_writer import Task
 from attnserve.scoring.store import Store, store_of
 from attnserve.scoring.workers import Recipe, Workers
@@ -157,8 +157,8 @@ def run(
     began = time.monotonic()
     engine = _remote(options) if options.target is not None else _embedded(options)
     store = store_of(options.output)
-    with tempfile.TemporaryDirectory(prefix="attnserve-score-") as folder:
-        listing = Listing.write(listed(options.input, stdin=stdin), Path(folder, "items"))
+    with scratch() as folder:
+        listing = Listing.write(listed(options.input, stdin=stdin), folder / "items")
         job = Job(engine.settings, listing.count, listing.digest)
         store.begin(job)
         summary = Summary(job, engine.labels)

@@ -105,7 +105,7 @@ class Folder(Store):
         while True:
             part = self._path / f"{_PART}{name}@{socket.gethostname()}@{secrets.token_hex(4)}"
             held = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            _locked(held, waits=True)
+            locked(held, waits=True)
             if os.fstat(held).st_nlink:
                 return part, held
             os.close(held)  # another run took it for a dead one's between the two calls
@@ -122,7 +122,7 @@ class Folder(Store):
                 with suppress(OSError):
                     held = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
                     try:
-                        if _locked(held):
+                        if locked(held):
                             Path(entry.path).unlink(missing_ok=True)
                     finally:
                         os.close(held)
@@ -204,7 +204,7 @@ def _put(part: Path, path: Path, replaces: bool) -> None:
     os.replace(part, path)
 
 
-def _locked(held: int, *, waits: bool = False) -> bool:
+def locked(held: int, *, waits: bool = False) -> bool:
     """Lock a file, which lasts until its descriptor is closed; False where another has it, or it cannot be.
 
     Args:
