@@ -8,7 +8,9 @@ import subprocess
 import sys
 import uuid
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from attnserve.errors import ConfigError
 from attnserve.scoring.job import Job, Settings
@@ -113,6 +115,29 @@ def test_of_two_jobs_that_begin_together_in_one_folder_one_is_refused(tmp_path):
 def test_looking_into_an_output_that_is_not_there_does_not_make_it(tmp_path):
     store = store_of(str(tmp_path / "none"))
     assert (store.job(), store.names(), os.listdir(tmp_path)) == (None, [], [])
+
+
+class NoCredentials(MemoryFileSystem):
+    """Fails as drivers do: by an exception of their own."""
+
+    protocol = "locked"
+
+    def ls(self, *_, **__):
+        raise RuntimeError("no credentials")
+
+    put_file = _open = ls
+
+
+def test_an_object_store_that_cannot_be_used_is_refused_by_its_url():
+    fsspec.register_implementation("locked", NoCredentials, clobber=True)
+    store = store_of("locked://bucket/out")
+    refused = "--output: locked://bucket/out: no credentials"
+    with pytest.raises(ConfigError, match=refused):
+        store.names()
+    with pytest.raises(ConfigError, match=refused):
+        store.job()
+    with pytest.raises(ConfigError, match=refused), store.written("a") as path:
+        path.touch()
 
 
 def test_an_output_that_is_a_file_and_a_url_without_a_driver_are_refused(tmp_path):

@@ -155,11 +155,22 @@ class Url(Store):
     def __str__(self) -> str:
         return self._url
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turns the drivers' failures, which have no base class in common, into a `ConfigError` that names the URL."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"--output: {self}: {error}") from error
+
     def names(self) -> list[str]:
         """See `Store`."""
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._root, detail=False)
+            with self._reached():
+                found = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
@@ -171,12 +182,14 @@ class Url(Store):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             yield path
-            self._fs.put_file(str(path), f"{self._root}/{name}")
+            with self._reached():
+                self._fs.put_file(str(path), f"{self._root}/{name}")
 
     def open(self, name: str) -> BinaryIO:
         """See `Store`."""
         self._fs.invalidate_cache()
-        file: BinaryIO = self._fs.open(f"{self._root}/{name}", "rb")
+        with self._reached():
+            file: BinaryIO = self._fs.open(f"{self._root}/{name}", "rb")
         return file
 
 
