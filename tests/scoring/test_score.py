@@ -292,6 +292,11 @@ def test_a_server_scores_what_the_command_scores_itself(score, server, photos, w
             assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_that_the_server_does_not_have_is_no_outage(score, server, photos, tmp_path):
+    done = score(photos, "--output", tmp_path / "out", "--model", "nope", "--target", server.grpc)
+    assert (done.returncode, done.stderr) == (1, f"attnserve score: --target: {server.grpc}: unknown model 'nope'\n")
+
+
 def test_nothing_is_lost_while_the_server_restarts(score, server_process, make_photos, tmp_path):
     photos = make_photos(tmp_path / "in", 3000)
     server = server_process()
@@ -366,7 +371,9 @@ def test_max_errors_stops_and_a_higher_one_goes_on(score, embedded, photos, tmp_
     (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--maps", "gradcam/x"],
      "--maps: unknown 'gradcam/x'; fashion-mnist-cbam has attention/layer1.0.cbam"),
     (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--shard-index", "2",
-      "--shard-count", "2"], "shard_index must be within 0..1, got 2"),
+      "--shard-count", "2"], "shard_index must be within 0..1, got 2: shard_count is 2"),
+    (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--shard-count", "0"],
+     "shard_count must be at least 1, got 0"),
     (["nowhere", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}"], "nowhere"),
 ])  # fmt: skip
 def test_what_cannot_be_begun_is_one_line_and_writes_nothing(score, photos, tmp_path, flags, text):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnserve.client import Client, Tls
+from attnserve.client import Client, ClientError, Tls
 from attnserve.cores import available_cores
 from attnserve.decode import DecodeLimits
 from attnserve.errors import AttnserveError, ConfigError
@@ -79,8 +79,11 @@ class Options:
             raise ConfigError("TLS and a token are for a server: they need --target")
         if self.engine not in ENGINES:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.shard_count < 1:
+            raise ConfigError(f"shard_count must be at least 1, got {self.shard_count}")
         if not 0 <= self.shard_index < self.shard_count:
-            raise ConfigError(f"shard_index must be within 0..{self.shard_count - 1}, got {self.shard_index}")
+            most, count = self.shard_count - 1, self.shard_count
+            raise ConfigError(f"shard_index must be within 0..{most}, got {self.shard_index}: shard_count is {count}")
         for name in ("workers", "batch_size", "max_errors"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -266,7 +269,12 @@ def _embedded(options: Options) -> _Engine:
 def _remote(options: Options) -> _Engine:
     assert options.target is not None
     with Client(options.target, client_id=remote.CLIENT_ID, tls=options.tls, token=options.token) as client:
-        info = client.model(options.model, options.version)
+        try:
+            info = client.model(options.model, options.version)
+        except ClientError as error:
+            if error.code != "NOT_FOUND":
+                raise
+            raise ConfigError(f"--target: {options.target}: {error.message}") from error
     settings = _settings(options, info.version, info.card_digest)
     remote.check_maps(settings, info)
     recipe = remote.Remote(
