@@ -99,7 +99,7 @@ def test_a_request_is_freed_while_its_answer_is_awaited():
 def test_the_last_answer_of_a_stream_has_time_to_pass_a_proxy_before_the_drain_ends_the_stream():
     async def drained() -> float:
         method = Method("test.Service", "Ask", pb.ClassifyRequest, handle, wrap)
-        transport = GrpcioTransport([method], QuietListener(), max_request_bytes=1 << 20)
+        transport = GrpcioTransport([method], QuietListener(), limits=ConnectionLimits(1 << 20))
         port = await transport.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.stream_stream("/test.Service/Ask", bytes, pb.ClassifyStreamResponse.FromString)()
