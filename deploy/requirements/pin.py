@@ -19,9 +19,10 @@ ROOT = HERE.parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BASE: list[str] = PROJECT["project"]["dependencies"]
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+SERVING = [*EXTRAS["native"], *EXTRAS["rest"], *EXTRAS["otel"], *EXTRAS["signatures"]]
 IMAGES = {
-    "serve-cpu": [*BASE, *EXTRAS["cpu"], *EXTRAS["native"], *EXTRAS["rest"], *EXTRAS["otel"]],
-    "serve-cuda": [*BASE, *EXTRAS["gpu"], *EXTRAS["native"], *EXTRAS["rest"], *EXTRAS["otel"]],
+    "serve-cpu": [*BASE, *EXTRAS["cpu"], *SERVING],
+    "serve-cuda": [*BASE, *EXTRAS["gpu"], *SERVING],
     "score-cpu": [*BASE, *EXTRAS["cpu"], *EXTRAS["score"]],
     "build": [*PROJECT["build-system"]["requires"], "cyclonedx-bom>=7"],
 }

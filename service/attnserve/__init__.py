@@ -7,9 +7,9 @@ Two halves share one contract, the model repository. Reading order:
   demand), `session` (ONNX Runtime), `openvino_backend` (optional), `placement` (how cores are dealt out), `cpu_engine`
   (opens and measures placements), `engine` (what comes of it), `engines` (which backend, and how many).
 * On a GPU: `gpu`, a map of its own.
-* Models: `model_config` (config.pbtxt), `repository` (files, verified; by `model_files` and `onnx_check`), `models`
-  (loaded, found by name), `memory` and `loading` (files to a warm model), `lifecycle` (what to load, serve, keep,
-  retire), `keeper` (does it) and `control` (when).
+* Models: `model_config` (config.pbtxt), `repository` (files, verified; by `model_files`, `onnx_check` and `signers`),
+  `models` (loaded, found by name), `memory` and `loading` (files to a warm model), `lifecycle` (what to load, serve,
+  keep, retire), `keeper` (does it) and `control` (when).
 * One way through: `admission`, `decode`, `picture_pool`, `decode_pool`, `postprocess`, and `pipeline`, which joins
   them.
 * The wire: `codec` (messages <-> nouns), `handlers` (what each RPC does), `transport` (gRPC: `grpcio`, or `native` with

@@ -50,6 +50,11 @@ class ServeConfig:
         True, "keep the version that was served last loaded, for an instant roll-back; costs its memory"
     )
     memory_reserve_bytes: int = _option(0, "memory that must stay free when a model is loaded; else it is refused")
+    model_signers: str = _option(
+        "",
+        "PEM file of Ed25519 public keys, one of which must have signed a version's card (extra signatures); read "
+        "again for each version that is loaded; empty: no signature is asked for",
+    )
     grpc_address: str = _option("0.0.0.0:8001", "HOST:PORT for gRPC; port 0 picks a free one")
     transport: str = _option(
         "grpcio",

@@ -32,6 +32,7 @@ from attnserve.placement import CpuOptions
 from attnserve.repository import MODEL_NAME, VersionFiles, read_version
 from attnserve.scheduler import Scheduler
 from attnserve.session import ExplainingBackend, Provider
+from attnserve.signers import Signers
 
 OpenEngine = Callable[[Path, pb.ModelConfig, str, int, GpuOptions, CpuOptions], Engine]
 """As `engines.open_engine`."""
@@ -66,6 +67,7 @@ class Loader:
         cpu: How models run on a CPU; a worker for each core where it is None.
         listener: For the workers.
         reserve_bytes: Memory that must stay free.
+        signers: One of whom must have signed a model's card; None asks for no signature.
         available_bytes: How much memory there is; None where nobody knows.
         open_engine, open_layer: By whom models and explaining graphs are opened.
     """
@@ -77,6 +79,7 @@ class Loader:
         workers: int,
         listener: Listener,
         reserve_bytes: int,
+        signers: Signers | None = None,
         gpu: GpuOptions | None = None,
         cpu: CpuOptions | None = None,
         available_bytes: Callable[[], int | None] = memory.available_bytes,
@@ -89,6 +92,7 @@ class Loader:
         self._workers = workers
         self._listener = listener
         self._reserve_bytes = reserve_bytes
+        self._signers = signers
         self._gpu = gpu or GpuOptions()
         self._cpu = cpu or CpuOptions()
         self._available_bytes = available_bytes
@@ -105,7 +109,7 @@ class Loader:
         """
         started = time.monotonic()
         file_bytes = self._check_it_fits(folder / version / MODEL_NAME, config, previous)
-        files = read_version(folder, version, config)
+        files = read_version(folder, version, config, self._signers)
         memory.give_back()
         resident_before = memory.resident_bytes()
         known = parse_plan(previous.plan) if previous is not None and previous.plan else {}

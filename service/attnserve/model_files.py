@@ -27,14 +27,29 @@ def regular(path: Path) -> Iterator[BufferedReader]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def text_of(path: Path, within: Path) -> str:
-    """A file of text, in UTF-8. Raises `ConfigError`, also where a link or `..` leads out of the folder `within`."""
-    if not path.resolve().is_relative_to(within.resolve()):
-        raise ConfigError(f"{path}: it lies outside {within}")
+def bytes_of(path: Path) -> bytes:
+    """A whole file that people write. Raises `ConfigError`, also for one that is too large to be that."""
     with regular(path) as file:
         data = file.read(MOST_TEXT_BYTES + 1)
     if len(data) > MOST_TEXT_BYTES:
         raise ConfigError(f"{path}: it is larger than {MOST_TEXT_BYTES} bytes")
+    return data
+
+
+def bytes_within(path: Path, folder: Path) -> bytes:
+    """As `bytes_of`; raises `ConfigError` also where a link or `..` leads out of the folder."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{path}: it lies outside {folder}")
+    return bytes_of(path)
+
+
+def text_of(path: Path, within: Path) -> str:
+    """A file of text, in UTF-8, in the folder `within`. Raises `ConfigError` as `bytes_within`."""
+    return decoded(bytes_within(path, within), path)
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """The text of a file's bytes, in UTF-8. Raises `ConfigError`."""
     try:
         return data.decode().replace("\r\n", "\n").replace("\r", "\n")  # as files in text mode are read
     except UnicodeDecodeError as error:

@@ -22,11 +22,13 @@ from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.lifecycle import Found
 from attnserve.model_config import FILE_NAME as CONFIG_NAME
-from attnserve.model_files import regular, text_of
+from attnserve.model_files import bytes_within, decoded, regular, text_of
+from attnserve.signers import Signers
 
 log = logging.getLogger(__name__)
 
 MODEL_NAME = "model.onnx"
+SIGNATURE_NAME = f"{CARD_NAME}.sig"
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,22 @@ def chosen_versions(folder: Path, versions: Collection[str], policy: pb.ModelVer
     return chosen
 
 
-def read_version(folder: Path, version: str, config: pb.ModelConfig) -> VersionFiles:
-    """Read one version's card and verify what it says. Raises `ConfigError` saying what does not fit."""
+def read_version(folder: Path, version: str, config: pb.ModelConfig, signers: Signers | None = None) -> VersionFiles:
+    """Read one version's card and verify what it says. Raises `ConfigError` saying what does not fit.
+
+    Args:
+        signers: One of whom must have signed the card, in `model.json.sig` beside it; None asks for no signature.
+    """
     version_folder = folder / version
     if not version_folder.resolve().is_relative_to(folder.parent.resolve()):
         raise ConfigError(f"{version_folder}: it lies outside the repository")
     try:
-        text = text_of(version_folder / CARD_NAME, folder.parent)
+        written = bytes_within(version_folder / CARD_NAME, folder.parent)
     except ConfigError as error:
         raise ConfigError(f"{error}; attnserve export writes it") from error
+    if signers is not None:
+        _verify_signature(version_folder, written, signers)
+    text = decoded(written, version_folder / CARD_NAME)
     try:
         card = Card.from_json(text)
     except ConfigError as error:
@@ -191,6 +200,19 @@ def read_version(folder: Path, version: str, config: pb.ModelConfig) -> VersionF
     if (card.preprocessing.height, card.preprocessing.width) != (height, width):
         raise ConfigError(f"{version_folder}: the card's view is not the {height} x {width} of config.pbtxt")
     return VersionFiles(ModelKey(folder.name, version), version_folder, card, config)
+
+
+def _verify_signature(folder: Path, card: bytes, signers: Signers) -> None:
+    """The card holds the SHA-256 of every other file, so that its signature is theirs too."""
+    path = folder / SIGNATURE_NAME
+    try:
+        signature = bytes_within(path, folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; model_signers asks for the card's signature") from error
+    signer = signers.signer_of(card, signature)
+    if signer is None:
+        raise ConfigError(f"{path}: it is no signature of {CARD_NAME} by a key of {signers.path}")
+    log.info("%s: signed by the key with SHA-256 %s", folder / CARD_NAME, signer)
 
 
 def _verify_digests(folder: Path, card: Card) -> None:

@@ -46,6 +46,7 @@ from attnserve.picture_pool import PicturePool
 from attnserve.pipeline import Pipeline
 from attnserve.placement import CpuOptions
 from attnserve.session import CPU, choose_provider
+from attnserve.signers import Signers
 from attnserve.statistics import Statistics
 from attnserve.transport.calls import Once
 from attnserve.transport.grpcio import GrpcioTransport, check_free
@@ -164,6 +165,7 @@ class Server:
             workers=config.workers,
             listener=self._listeners,
             reserve_bytes=config.memory_reserve_bytes,
+            signers=_signers_by(config),
             gpu=config.gpu,
             cpu=CpuOptions(config.placement, config.openvino_precision),
             open_engine=self._part.open_engine if self._part else open_engine,
@@ -288,6 +290,15 @@ def _access_by(config: ServeConfig) -> Access:
     if not config.tls_certificate:
         log.warning("access_file without TLS: tokens travel unencrypted, unless something in front encrypts them")
     return AccessFile(Path(config.access_file))
+
+
+def _signers_by(config: ServeConfig) -> Signers | None:
+    """Raises `ConfigError` for a file that cannot be used."""
+    if not config.model_signers:
+        return None
+    signers = Signers(Path(config.model_signers))
+    signers.check()
+    return signers
 
 
 def _limits_of(config: ServeConfig) -> ConnectionLimits:

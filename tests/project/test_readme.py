@@ -144,8 +144,23 @@ def test_every_python_block_runs(server, block, tmp_path):
 def test_the_certificate_of_a_trial_is_one_that_a_server_can_use(start_server, tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    (commands,) = [block for block in BASH if "openssl" in block]
+    (commands,) = [block for block in BASH if "openssl req" in block]
     subprocess.run(["bash", "-euc", commands], cwd=tmp_path, check=True, capture_output=True)
     pair = ["--tls-certificate", str(tmp_path / "server.crt"), "--tls-key", str(tmp_path / "server.key")]
     with start_server(*pair) as server, Client(server.grpc, tls=Tls(ca=tmp_path / "ca.crt")) as client:
         assert client.models()
+
+
+def test_a_signed_repository_is_served_and_a_card_that_was_changed_is_not(start_server, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    shutil.copytree(ROOT / "model_repo", tmp_path / "model_repo")
+    (commands,) = [block for block in BASH if "openssl genpkey" in block]
+    subprocess.run(["bash", "-euc", commands], cwd=tmp_path, check=True, capture_output=True)
+    signed = ["--model-repository", str(tmp_path / "model_repo"), "--model-signers", str(tmp_path / "signers.pem")]
+    with start_server(*signed) as server, Client(server.grpc) as client:
+        assert len(client.models()) == 4
+    with (tmp_path / "model_repo/fashion-mnist-bam/1/model.json").open("a") as card:
+        card.write("\n")
+    with pytest.raises(AssertionError, match=r"it is no signature of model\.json by a key of"), start_server(*signed):
+        pass

@@ -65,6 +65,7 @@ def test_every_option_can_be_given_in_every_place(option, file):
         "rest": True,
         "engine_cache": "engines",
         "access_file": "access.toml",
+        "model_signers": "signers.pem",
         "otel_endpoint": "https://collector:4317",
         "log_level": "error",
         "log_format": "json",
