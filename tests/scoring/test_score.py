@@ -362,8 +362,12 @@ def test_max_errors_stops_and_a_higher_one_goes_on(score, embedded, photos, tmp_
     assert score(*arguments, "--max-errors", 1).returncode == 3  # whoever wrote those shards
 
 
+def test_arguments_that_are_missing_are_wrong_usage(score):
+    done = score()
+    assert (done.returncode, done.stderr) == (2, "attnserve score: needs INPUT, --output, --model\n")
+
+
 @pytest.mark.parametrize(("flags", "text"), [
-    ([], "needs INPUT, --output, --model"),
     (["{photos}", "--output", "{out}", "--model", MODEL], "give --target HOST:PORT or --model-repository DIR"),
     (["{photos}", "--output", "{out}", "--model", "none", "--model-repository", "{repository}"], "has no 'none'"),
     (["{photos}", "--output", "{out}", "--model", MODEL, "--model-repository", "{repository}", "--version", "7"],

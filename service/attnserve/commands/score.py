@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attnserve.scoring.run import Options, Summary
     from attnserve.scoring.verify import Verified
 
+WRONG_USAGE = 2  # as argparse ends
 TOO_MANY_ERRORS = 3
 NOT_WHOLE = 4
 STOPPED = 5
@@ -152,7 +153,8 @@ def _run(args: argparse.Namespace) -> int:
         return _verify(args)
     if missing := [flag for flag, value in (("INPUT", args.input), ("--output", args.output), ("--model", args.model))
                    if not value]:  # fmt: skip
-        raise ConfigError(f"needs {', '.join(missing)}")
+        _warn(f"needs {', '.join(missing)}")
+        return WRONG_USAGE
     return _score(args, _options(args))
 
 
