@@ -22,7 +22,9 @@ TOLERANCE = 1e-5  # of max(1, max|torch|): float32 sums in another order, and no
 
 def open_session(model: bytes) -> Any:
     """An ONNX Runtime session on the CPU (untyped: the package has no annotations)."""
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server's sessions
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def classifier(session: Any, output: str = "probabilities") -> Classifier:
