@@ -148,7 +148,9 @@ class Trainer:
         order = torch.randperm(len(self.dataset.train), generator=generator).numpy()
         for start in range(0, self._steps * self._batch_size, self._batch_size):
             chosen = order[start : start + self._batch_size]
-            images = torch.from_numpy(self.dataset.train.images[chosen]).permute(0, 3, 1, 2).float() / 255
+            # Contiguous: in channels-last order oneDNN's strided 1x1 convolutions of fewer than 8 channels write past
+            # their memory on CPUs with no more than AVX2 (its issue 6035).
+            images = torch.from_numpy(self.dataset.train.images[chosen]).permute(0, 3, 1, 2).float().contiguous() / 255
             yield self.recipe.augmentation(images, generator), torch.from_numpy(self.dataset.train.labels[chosen])
 
     def _step(self, images: Tensor, labels: Tensor, progress: float) -> tuple[float, int]:
