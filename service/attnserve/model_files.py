@@ -15,15 +15,27 @@ MOST_TEXT_BYTES = 16 << 20
 """Of a card, labels or a config; ImageNet's labels take 50 KiB."""
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 @contextmanager
 def regular(path: Path) -> Iterator[BufferedReader]:
     """The file, open. Raises `ConfigError` for what is none: a pipe or a device would be waited for."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: it is no file")
             yield file
     except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether no link and no `..` leads out of the folder. Raises `ConfigError` for a path that leads nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a zero byte, half a surrogate pair
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -38,7 +50,7 @@ def bytes_of(path: Path) -> bytes:
 
 def bytes_within(path: Path, folder: Path) -> bytes:
     """As `bytes_of`; raises `ConfigError` also where a link or `..` leads out of the folder."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not lies_within(path, folder):
         raise ConfigError(f"{path}: it lies outside {folder}")
     return bytes_of(path)
 

@@ -22,7 +22,7 @@ from attnserve.errors import ConfigError
 from attnserve.inference import model_config_pb2 as pb
 from attnserve.lifecycle import Found
 from attnserve.model_config import FILE_NAME as CONFIG_NAME
-from attnserve.model_files import bytes_within, decoded, regular, text_of
+from attnserve.model_files import bytes_within, decoded, lies_within, regular, text_of
 from attnserve.signers import Signers
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def read_version(folder: Path, version: str, config: pb.ModelConfig, signers: Si
         signers: One of whom must have signed the card, in `model.json.sig` beside it; None asks for no signature.
     """
     version_folder = folder / version
-    if not version_folder.resolve().is_relative_to(folder.parent.resolve()):
+    if not lies_within(version_folder, folder.parent):
         raise ConfigError(f"{version_folder}: it lies outside the repository")
     try:
         written = bytes_within(version_folder / CARD_NAME, folder.parent)
@@ -221,7 +221,7 @@ def _verify_digests(folder: Path, card: Card) -> None:
     graphs = {MODEL_NAME, *(entry.file for entry in card.explain)}
     for name, digest in card.files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not lies_within(path, folder):
             raise ConfigError(f"{folder / CARD_NAME}: file {name!r} lies outside the version's folder")
         with regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

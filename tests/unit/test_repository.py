@@ -324,6 +324,28 @@ def test_a_label_file_outside_the_repository_is_refused_unread(write_entry, conf
     assert "it lies outside" in refusal(folder, config)
 
 
+def test_a_label_file_with_a_name_that_no_file_can_have_is_refused(write_entry, config):
+    config.output[0].label_filename = "labels\0.txt"
+    assert "embedded null byte" in refusal(write_entry(), config)
+
+
+def test_links_that_lead_in_a_circle_are_refused(write_entry, config):
+    folder = write_entry()
+    (folder / "labels.txt").unlink()
+    (folder / "labels.txt").symlink_to("labels.txt")
+    assert "labels.txt" in refusal(folder, config)
+
+
+@pytest.mark.parametrize("name", ["1/model.json", "1/model.onnx", "labels.txt"])
+def test_a_folder_in_place_of_a_file_is_not_held_open(write_entry, config, name):
+    folder = write_entry()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    before = os.listdir("/proc/self/fd")
+    refusal(folder, config)
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("name", ["1/model.json", "1/model.onnx", "labels.txt"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(write_entry, config, name):
     folder = write_entry()
