@@ -25,6 +25,17 @@ GRADCAM = "gradcam"
 """The method where none is named."""
 
 
+MOST_SIDE = 1 << 20
+"""Of a number in a card, in pixels or channels; answers carry them in 32 bits."""
+
+MOST_RESIZED = 4096
+"""Of `resize`, in pixels, or four times the view: so large a picture is made first where it is not bilinear."""
+
+
+def _whole(number: object) -> bool:
+    return type(number) is int and 1 <= number <= MOST_SIDE
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes the model's view; applied identically by training, server, client and batch scoring.
@@ -51,6 +62,11 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: resize {self.resize} is smaller than the crop {self.height} x {self.width}"
             )
+        if not all(map(_whole, (self.height, self.width, self.resize or 1))):
+            raise ConfigError(f"preprocessing: height, width and resize must be whole and at most {MOST_SIDE}")
+        most = max(MOST_RESIZED, 4 * self.height, 4 * self.width)
+        if self.resize is not None and self.resize > most:
+            raise ConfigError(f"preprocessing: resize {self.resize} is more than {most}")
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise ConfigError(f"preprocessing: unknown interpolation {self.interpolation!r}")
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -88,9 +104,8 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in ("cbam", "bam", "self", "rollout") or self.combine not in (None, "add", "mul"):
             raise ConfigError(f"site {self.name!r}: unknown kind {self.kind!r} or combine {self.combine!r}")
-        for number in (self.channels, self.height, self.width, self.stride):
-            if type(number) is not int or number < 1:
-                raise ConfigError(f"site {self.name!r}: channels, height, width and stride must be whole and positive")
+        if not all(map(_whole, (self.channels, self.height, self.width, self.stride))):
+            raise ConfigError(f"site {self.name!r}: channels, height, width and stride must be whole and positive")
         for output in (self.channel, self.spatial):
             if not isinstance(output, str | None):
                 raise ConfigError(f"site {self.name!r}: channel and spatial must name outputs, got {output!r}")
@@ -129,7 +144,7 @@ class Explanation:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"explain: layer, file and methods must be texts, got {text!r}")
         for number in (self.channels, self.height, self.width, self.stride):
-            if type(number) is not int or number < 1:
+            if not _whole(number):
                 raise ConfigError(f"explain {self.layer!r}: numbers must be whole and positive, got {number!r}")
         if isinstance(self.methods, str) or not self.methods:
             raise ConfigError(f"explain {self.layer!r}: methods must be a list of names, got {self.methods!r}")
@@ -190,6 +205,7 @@ class Card:
         """Parse a card; raises `ConfigError` naming what is wrong."""
         try:
             raw = json.loads(text)
+            json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair is no text, and no path
             if raw.get("format") != FORMAT:
                 raise ConfigError(f"card: format {raw.get('format')!r} is not {FORMAT}")
             raw["preprocessing"] = Preprocessing(**raw["preprocessing"])

@@ -106,12 +106,14 @@ def test_a_card_without_an_optional_field_has_its_default(field):
                 {"kind": "se"},
                 {"combine": "max"},
                 {"stride": 0},
+                {"stride": 1 << 32},
                 {"channels": "16"},
                 {"height": 1.5},
                 {"spatial": 3},
             )
         ),
         changed(invented="later"),
+        changed(name="half a pair: \ud800"),
     ],
 )
 def test_what_is_no_card_is_refused(text):
@@ -131,6 +133,10 @@ def test_a_card_of_another_format_says_so():
         ({"width": -1}, "height and width must be positive, got 224 x -1"),
         ({"resize": 223}, "resize 223 is smaller than the crop 224 x 224"),
         ({"resize": 0}, "resize 0 is smaller"),
+        ({"resize": 4097}, "resize 4097 is more than 4096"),
+        ({"resize": 240.5}, "must be whole"),
+        ({"height": True}, "must be whole"),
+        ({"height": 1 << 21, "resize": 1 << 21}, "must be whole and at most 1048576"),
         ({"interpolation": "lanczos"}, "unknown interpolation 'lanczos'"),
     ],
 )
