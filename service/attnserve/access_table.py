@@ -24,6 +24,7 @@ TOKEN, API_KEY = "authorization", "x-api-key"
 """Metadata in which a call brings its token: `Bearer TOKEN`, or the token alone."""
 
 _MOST_CLIENTS = 10_000
+_LEAST_RATE, _MOST_RATE = 1e-6, 1e15  # one in eleven days; what is beyond has no time that can be told
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it goes into logs, and stands for its owner in the queues
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OF_NOTHING = hashlib.sha256(b"").hexdigest()
@@ -67,8 +68,8 @@ class Client:
             raise ConfigError(f"{self._where}: unknown rights {strange}; there are {sorted(known)}")
         for field in ("requests_per_s", "images_per_s", "burst_s"):
             rate = getattr(self, field)
-            if type(rate) not in (int, float) or not rate > 0:  # so that NaN is refused too
-                raise ConfigError(f"{self._where}: {field} must be a positive number")
+            if type(rate) not in (int, float) or not (_LEAST_RATE <= rate <= _MOST_RATE or rate == math.inf):
+                raise ConfigError(f"{self._where}: {field} must be a positive number, {_LEAST_RATE} to {_MOST_RATE}")
 
     @property
     def _where(self) -> str:
@@ -176,7 +177,7 @@ def parsed(text: str, previous: AccessTable | None = None, clock: Callable[[], f
     """The table of a file's text; see the README's "Tokens and rights". Raises `ConfigError`."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is the first, and so is a number of 5000 digits
         raise ConfigError(f"not TOML: {error}") from error
     if strange := sorted(raw.keys() - {"clients", "anonymous"}):
         raise ConfigError(f"unknown {', '.join(strange)}; there are clients and anonymous")

@@ -214,6 +214,10 @@ def test_what_a_client_has_spent_is_not_forgotten_when_the_file_changes():
     ('[clients."a b"]', "client 'a b': a name is"),
     (f"[anonymous]\ntoken_sha256 = ['{digest('a')}']", "anonymous: has neither"),
     ("[clients.lab", "not TOML"),
+    ("x = " + "[" * 50_000, "not TOML"),
+    (f"[clients.lab]\nburst_s = {'9' * 5000}", "not TOML"),
+    (f"[clients.lab]\nrequests_per_s = {10**400}", "client lab: requests_per_s must be"),
+    ("[clients.lab]\nimages_per_s = 1e-300", "client lab: images_per_s must be"),
     (client("one") + client("one", name="other"), "client other: a token_sha256 of it is another"),
     ("[clients.a]\ncertificates = ['x']\n[clients.b]\ncertificates = ['x']", "client b: certificate 'x' is another"),
 ])  # fmt: skip
