@@ -74,8 +74,11 @@ def _check_batching(config: pb.ModelConfig, path: Path) -> None:
         raise ConfigError(f"{path}: max_queue_delay_microseconds must be at most {LONGEST_DELAY_S:g} s")
     if batching.priority_levels > MOST_LEVELS:
         raise ConfigError(f"{path}: priority_levels must be at most {MOST_LEVELS}")
-    if batching.priority_levels and not 1 <= batching.default_priority_level <= batching.priority_levels:
-        raise ConfigError(f"{path}: default_priority_level must be within 1..{batching.priority_levels}")
+    levels = batching.priority_levels or LEVELS
+    if (batching.priority_levels or batching.default_priority_level) and not (
+        1 <= batching.default_priority_level <= levels
+    ):
+        raise ConfigError(f"{path}: default_priority_level must be within 1..{levels}")
 
 
 def policy_of(config: pb.ModelConfig) -> Policy:

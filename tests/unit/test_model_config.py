@@ -178,6 +178,7 @@ def test_without_dynamic_batching_there_are_three_classes_and_the_middle_one_is_
         ("preferred_batch_size: 0", "preferred_batch_size must be within 1..8"),
         ("max_queue_delay_microseconds: 60000001", "max_queue_delay_microseconds must be at most 60 s"),
         ("priority_levels: 17 default_priority_level: 1", "priority_levels must be at most 16"),
+        ("default_priority_level: 4", "default_priority_level must be within 1..3"),
         ("priority_levels: 4", "default_priority_level must be within 1..4"),
         ("priority_levels: 4 default_priority_level: 5", "default_priority_level must be within 1..4"),
     ],
