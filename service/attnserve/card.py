@@ -102,6 +102,8 @@ class Site:
     combine: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"site {self.name!r}: name must be a text")
         if self.kind not in ("cbam", "bam", "self", "rollout") or self.combine not in (None, "add", "mul"):
             raise ConfigError(f"site {self.name!r}: unknown kind {self.kind!r} or combine {self.combine!r}")
         if not all(map(_whole, (self.channels, self.height, self.width, self.stride))):
@@ -211,6 +213,9 @@ class Card:
             raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
             raw["labels"] = tuple(raw["labels"])
             check_labels(raw["labels"])
+            for text in (raw["name"], raw.get("precision", ""), *raw["labels"]):
+                if not isinstance(text, str):
+                    raise ConfigError(f"card: name, precision and labels must be texts, got {text!r}")
             raw["sites"] = tuple(Site(**site) for site in raw.get("sites", ()))
             raw["explain"] = tuple(Explanation(**entry) for entry in raw.get("explain", ()))
             raw["evaluation"] = tuple(raw.get("evaluation", ()))

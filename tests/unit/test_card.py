@@ -107,12 +107,16 @@ def test_a_card_without_an_optional_field_has_its_default(field):
                 {"combine": "max"},
                 {"stride": 0},
                 {"stride": 1 << 32},
+                {"name": None},
+                {"name": ["bam1"]},
                 {"channels": "16"},
                 {"height": 1.5},
                 {"spatial": 3},
             )
         ),
         changed(invented="later"),
+        changed(precision=8),
+        changed(labels=[["c"], ["d"]]),
         changed(name="half a pair: \ud800"),
     ],
 )
