@@ -80,9 +80,19 @@ soak: $(VENV)/.dev
 bench-score: $(VENV)/.dev
 	$(BIN)/python tests/bench/score.py $(BENCH_ARGS)
 
-## fuzz: over a hundred thousand broken pictures, requests, cards and config.pbtxt; nothing but documented errors may come out.
-fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -s -m full tests/fuzz $(PYTEST_ARGS)
+## fuzz: over a hundred thousand broken pictures, requests, graphs, cards and so on; nothing but documented errors may come out.
+## The real pictures are those of Pillow's tests, 47 MB from the package index; without them: make fuzz FUZZ_CORPUS=
+FUZZ_CORPUS ?= .fuzz/images
+fuzz: $(VENV)/.dev $(FUZZ_CORPUS)
+	FUZZ_CORPUS=$(FUZZ_CORPUS) $(BIN)/python -m pytest -s -m full tests/fuzz $(PYTEST_ARGS)
+
+.fuzz/images: | $(VENV)/.dev
+	rm -rf .fuzz
+	$(PIP) download --no-deps --no-binary pillow --dest .fuzz \
+		pillow==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("pillow"))')
+	$(BIN)/python tests/fuzz/unpack_corpus.py .fuzz/*.tar.gz .fuzz/images.new
+	mv .fuzz/images.new $@
+	rm .fuzz/*.tar.gz
 
 ## soak-score: a hundred thousand pictures through one scoring job; the memory of its processes must stay flat.
 soak-score: $(VENV)/.dev
@@ -109,7 +119,7 @@ pins: $(VENV)/bin/python
 	$(BIN)/python deploy/requirements/pin.py
 
 clean:
-	rm -rf $(VENV) .bench .tools demo-output build dist
+	rm -rf $(VENV) .bench .fuzz .tools demo-output build dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnserve needs Python 3.11 or newer")'

@@ -1,136 +1,166 @@
-"""What reads bytes that a stranger or a model's author wrote, as functions of bytes, and seeds for each.
-
-A target raises what it documents, `REFUSALS`, or nothing; anything else is a defect.
-"""
+"""What is fuzzed: by name a reader, whole inputs, and how broken ones are made of them."""
 
 from __future__ import annotations
 
-import io
-import re
-import struct
+import gzip
+import json
+import random
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from google.protobuf.message import DecodeError
-from PIL import Image
+from google.protobuf.text_format import MessageToBytes
 
-from attnserve import decode, model_config
+import messages
+import mutate
+import pictures
+import readers
+import seeds
+import values
+from attnserve import decode
+from attnserve.access import METHODS
 from attnserve.card import Card
-from attnserve.codec import attention, open_inference
-from attnserve.errors import AttnserveError, ConfigError, Internal
-from attnserve.inference import grpc_service_pb2 as oip
-from attnserve.v1 import attention_pb2 as pb
+from model_folder import ModelFolder
 
-REPOSITORY = Path(__file__).parents[2] / "model_repo"
-LIMITS = decode.DecodeLimits(max_bytes=1 << 20, max_pixels=1 << 18)
-SIDE = 28
+_BYTEWISE = 0.2
+"""Of the cases: most of them end in a parser, which is to be shown too."""
 
-REFUSALS = (AttnserveError, ConfigError)
-DEFECTS = (Internal,)  # refusals by class, but they blame the server
+_DEEP_JSON = (b"[" * 50_000, b'{"x":' * 50_000)
+_DEEP_TOML = (b"x = " + b"[" * 50_000, b"x = " + b"{a=" * 50_000)
 
 
 class Target(NamedTuple):
-    """A reader of bytes, and valid inputs to mutate."""
+    """A reader of bytes and its food.
+
+    Attributes:
+        seeds: Run first, and the stuff of byte-wise cases.
+        structured: Makes a broken input whose frame is whole.
+        cases: Of the long form; fewer where one takes long.
+    """
 
     read: Callable[[bytes], object]
-    seeds: list[bytes]
+    seeds: Sequence[bytes]
+    structured: Callable[[random.Random], bytes]
+    cases: int = 40_000
+
+    def case(self, rng: random.Random) -> bytes:
+        """A broken input, the same for the same state of `rng`."""
+        if rng.random() < _BYTEWISE:
+            return mutate.mutated(rng, self.seeds)
+        return self.structured(rng)
 
 
-def read_picture(data: bytes) -> None:
-    decode.upright_rgb(data, LIMITS)
+def _picture() -> Target:
+    whole = seeds.pictures()
+    known = [data for data in whole if pictures.format_of(data)]
+    return Target(readers.read_picture, whole, partial(pictures.mutated, seeds=known))
 
 
-def read_tensors(data: bytes) -> None:
-    """An OIP request; bytes that are no message are refused before the codec sees them."""
-    try:
-        request = oip.ModelInferRequest.FromString(data)
-    except DecodeError:
-        return
-    open_inference.timeout_s_of(request)
-    open_inference.priority_of(request)
-    open_inference.outputs_of(request, ["probabilities"])
-    open_inference.images_of(request, SIDE, SIDE, max_images=64)
+def _messages(read: Callable[[bytes], object], whole: Sequence[Any], words: Sequence[str]) -> Target:
+    mutator = messages.Mutator(whole, words)
+    return Target(read, [message.SerializeToString() for message in whole], mutator.wire)
 
 
-def read_images(data: bytes) -> None:
-    """A request of attnserve.v1."""
-    try:
-        request = pb.ClassifyRequest.FromString(data)
-    except DecodeError:
-        return
-    attention.sites_of(request.attention, [])
-    attention.sources_of(request, max_images=64)
+def _tensors() -> Target:
+    words = ("images", "probabilities", "logits", "UINT8", "BYTES", "timeout", "priority", "classification", "triton_x",
+             "shared_memory_region")  # fmt: skip
+    return _messages(readers.read_tensors, seeds.tensors(), words)
 
 
-def read_card(data: bytes) -> None:
-    Card.from_json(data.decode("utf-8", "replace"))
+def _images() -> Target:
+    card = Card.from_json(seeds.committed("model.json")[0].decode())
+    words = ["last", "gradcam", "viridis", *(site.name for site in card.sites)]
+    return _messages(readers.Attention(card).read, seeds.requests(), words)
 
 
-def _config_reader() -> Callable[[bytes], object]:
-    # The folder lives as long as the reader does.
+def _onnx() -> Target:
+    words = ("EPContext", "com.microsoft", "com.evil", "ai.onnx.ml", "location", "weights.bin", "ORTM", "TFL3")
+    target = _messages(readers.read_graph, seeds.graphs(), words)
+    return target._replace(seeds=[*target.seeds, *seeds.committed("layer3.onnx")[:1]])
+
+
+def _config(folder: ModelFolder) -> Target:
+    whole = seeds.configs()
+    words = ("net", "images", "probabilities", "labels.txt", "onnxruntime", "onnxruntime_onnx", "model.onnx")
+    nested = [b"ensemble_scheduling { step " * 2_000, b"x: [" * 2_000, b"x { " * 20_000]
+    texts = [MessageToBytes(config) for config in whole]
+    return Target(folder.read_config, [*texts, *nested], messages.Mutator(whole, words).text, 10_000)
+
+
+def _card(folder: ModelFolder) -> Target:
+    mutator = values.Mutator([folder.card], ["net", "nearest", "bicubic", "bam", "self", "last", "model.onnx"])
+    texts = [json.dumps(folder.card).encode(), *seeds.committed("model.json"), *_DEEP_JSON]
+    return Target(folder.read_card, texts, lambda rng: values.as_json(rng, mutator.document(rng)))
+
+
+def _labels(folder: ModelFolder) -> Target:
+    odd = ["\0", "\r", "\u2028", "\x85", "\ufeff", "\udc80", "\n", "\t", "x" * 9999, "", "e\u0301", "\u202e"]
+
+    def structured(rng: random.Random) -> bytes:
+        lines = folder.labels.decode().split("\n")
+        for _ in range(rng.choice((1, 1, 3))):
+            lines[rng.randrange(len(lines))] += rng.choice(odd)
+        return rng.choice(("\n", "\n", "\r\n")).join(lines).encode("utf-8", "surrogatepass")
+
+    return Target(folder.read_labels, [folder.labels, b"\n" * 5_000], structured, 10_000)
+
+
+def _access() -> Target:
     holder = tempfile.TemporaryDirectory()
+    whole = seeds.access_files()
+    mutator = values.Mutator(whole, [*METHODS, "GetModel", "*", "[a-", "f" * 64, 10.0])
+    texts = [values.toml(document).encode() for document in whole]
+    read = readers.Access(Path(holder.name, "access.toml")).read
 
-    def read(data: bytes) -> object:
-        Path(holder.name, model_config.FILE_NAME).write_bytes(data)
-        return model_config.read(Path(holder.name))
+    def structured(rng: random.Random, _held: object = holder) -> bytes:  # the folder lives as long as the target
+        return values.as_toml(rng, mutator.document(rng))
 
-    return read
-
-
-def _committed(name: str) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(REPOSITORY.rglob(name))]
-
-
-def _pictures() -> list[bytes]:
-    base = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 20)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    wanted = [("JPEG", "RGB", {"exif": exif}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "L", {})]
-    wanted += [("JPEG", "CMYK", {}), ("MPO", "RGB", {"save_all": True, "append_images": [base.convert("RGB")]})]
-    wanted += [("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
-    wanted += [("PNG", "RGB", {"exif": exif}), ("WEBP", "RGB", {"exif": exif}), ("WEBP", "RGBA", {"lossless": True})]
-    wanted += [("WEBP", "RGB", {"save_all": True, "append_images": [base.convert("RGB")]})]
-    wanted += [(format, "L", {}) for format in ("GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "SGI", "PCX")]
-    files = []
-    for format, mode, options in wanted:
-        buffer = io.BytesIO()
-        base.convert("L").convert(mode).save(buffer, format, **options)
-        files.append(buffer.getvalue())
-    return files
+    return Target(read, [*texts, *_DEEP_TOML], structured)
 
 
-def _tensors() -> list[bytes]:
-    encoded = b"".join(struct.pack("<I", 9) + b"a picture" for _ in range(2))
-    seeds = []
-    for datatype, shape, raw in [("UINT8", [1, SIDE, SIDE, 3], bytes(SIDE * SIDE * 3)), ("BYTES", [2], encoded)]:
-        request = oip.ModelInferRequest(model_name="m", id="1", raw_input_contents=[raw])
-        request.inputs.add(name="images", datatype=datatype, shape=shape)
-        request.outputs.add(name="probabilities").parameters["classification"].int64_param = 3
-        request.parameters["timeout"].int64_param = 1000
-        request.parameters["priority"].uint64_param = 1
-        seeds.append(request.SerializeToString())
-    return seeds
+def _rest() -> Target:
+    whole = seeds.rest_bodies()
+    mutators = [values.Mutator([document], ["images", "UINT8", "BYTES", "base64", "aGk="]) for document, _ in whole]
+
+    def structured(rng: random.Random) -> bytes:
+        at = rng.randrange(len(whole))
+        head, tail = values.as_json(rng, mutators[at].document(rng)), whole[at][1]
+        tail = mutate.changed(rng, tail) if rng.random() < 0.1 else tail
+        size = rng.choice((len(head),) * 9 + (len(head) + 1, 0)) if tail or rng.random() < 0.1 else ""
+        return _posted(head + tail, size, rng.choice(("",) * 8 + ("gzip", "deflate")), _asks(whole[at][0]))
+
+    true = []
+    for document, tail in whole:
+        head = json.dumps(document).encode()
+        true.append(_posted(head + tail, len(head), "", _asks(document)))
+    bomb = b"  gzip\n" + gzip.compress(bytes(256 << 20), 9)
+    return Target(readers.read_rest, [*true, bomb, *(b"  \n" + deep for deep in _DEEP_JSON)], structured)
 
 
-def _requests() -> list[bytes]:
-    raw = pb.Image(raw=pb.RawImage(pixels=bytes(12), height=2, width=2, channels=3))
-    wish = pb.AttentionOptions(level=1, sites=["layer1"])
-    return [pb.ClassifyRequest(model="m", images=[raw, pb.Image(encoded=b"x")], attention=wish).SerializeToString()]
+def _asks(document: dict[str, Any]) -> str:
+    return "" if "inputs" in document else "index" if "ready" in document else "load"
+
+
+def _posted(body: bytes, json_bytes: int | str, encoding: str, asks: str) -> bytes:
+    """A body as `readers.read_rest` takes it."""
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(body)
+    return f"{asks} {json_bytes} {encoding}\n".encode() + packed
 
 
 def targets() -> dict[str, Target]:
     """All of them by name."""
     decode.prepare()
     return {
-        "picture": Target(read_picture, _pictures()),
-        "tensors": Target(read_tensors, _tensors()),
-        "images": Target(read_images, _requests()),
-        "card": Target(read_card, [*_committed("model.json"), b"[" * 50000]),
-        "config": Target(
-            _config_reader(),
-            [re.sub(rb"name: .*", b"", text, count=1) for text in _committed(model_config.FILE_NAME)]
-            + [b"ensemble_scheduling { step " * 2_000, b"x: [" * 2_000, b"x { " * 20_000],
-        ),
+        "picture": _picture(),
+        "tensors": _tensors(),
+        "images": _images(),
+        "rest": _rest(),
+        "onnx": _onnx(),
+        "config": _config(ModelFolder()),
+        "card": _card(ModelFolder()),
+        "labels": _labels(ModelFolder()),
+        "access": _access(),
     }
