@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,17 +23,20 @@ from attnserve.v1 import attention_pb2 as pb
 CARD = "1/model.json"
 _LIMITS = DecodeLimits(1 << 20, 1 << 20)
 _PICTURES = [np.zeros(shape, np.uint8) for shape in ((28, 28, 1), (40, 60, 3), (300, 2, 3))]
-_EVERYTHING = pb.ClassifyRequest(
-    images=[pb.Image(encoded=b"x")], attention={"level": "ATTENTION_LEVEL_FULL"}, explain={}, maps={"form": 2}
-)
+
+
+def _everything() -> pb.ClassifyRequest:
+    """A request for all maps."""
+    return pb.ClassifyRequest(
+        images=[pb.Image(encoded=b"x")], attention={"level": "ATTENTION_LEVEL_FULL"}, explain={}, maps={"form": 2}
+    )
 
 
 class ModelFolder:
-    """The folder lives as long as this does."""
+    """Made in a folder that is there."""
 
-    def __init__(self) -> None:
-        self._holder = tempfile.TemporaryDirectory()
-        self.path = Path(self._holder.name, "net")
+    def __init__(self, holder: Path) -> None:
+        self.path = holder / "net"
         (self.path / "1/explain").mkdir(parents=True)
         (self.path / "1/model.onnx").write_bytes(seeds.graphs()[0].SerializeToString())
         shutil.copy(seeds.REPOSITORY / "fashion-mnist-bam/1/explain/last.onnx", self.path / "1/explain")
@@ -85,13 +87,14 @@ class ModelFolder:
         for pixels in _PICTURES:
             view = picture_from_pixels(pixels, files.card.preprocessing, _LIMITS)
             assert view.pixels.shape == (28, 28, 3)
-        sites = attention.sites_of(_EVERYTHING.attention, files.card.sites)
+        everything = _everything()
+        sites = attention.sites_of(everything.attention, files.card.sites)
         try:
-            wish = attention.wish_of(_EVERYTHING, files.card, 64)
+            wish = attention.wish_of(everything, files.card, 64)
         except InvalidArgument:  # a card without a layer, or without Grad-CAM of it
             wish = None
         assert all(isinstance(name, str) for name in attention.outputs_for(sites, wish))
-        assert attention.reply_bytes(_EVERYTHING, files.card, sites, wish) >= 0
+        assert attention.reply_bytes(everything, files.card, sites, wish) >= 0
 
 
 def _describe(files: VersionFiles) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -108,14 +107,13 @@ def _labels(folder: ModelFolder) -> Target:
     return Target(folder.read_labels, [folder.labels, b"\n" * 5_000], structured, 10_000)
 
 
-def _access() -> Target:
-    holder = tempfile.TemporaryDirectory()
+def _access(holder: Path) -> Target:
     whole = seeds.access_files()
     mutator = values.Mutator(whole, [*METHODS, "GetModel", "*", "[a-", "f" * 64, 10.0])
     texts = [values.toml(document).encode() for document in whole]
-    read = readers.Access(Path(holder.name, "access.toml")).read
+    read = readers.Access(holder / "access.toml").read
 
-    def structured(rng: random.Random, _held: object = holder) -> bytes:  # the folder lives as long as the target
+    def structured(rng: random.Random) -> bytes:
         return values.as_toml(rng, mutator.document(rng))
 
     return Target(read, [*texts, *_DEEP_TOML], structured)
@@ -150,17 +148,20 @@ def _posted(body: bytes, json_bytes: int | str, encoding: str, asks: str) -> byt
     return f"{asks} {json_bytes} {encoding}\n".encode() + packed
 
 
-def targets() -> dict[str, Target]:
-    """All of them by name."""
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "picture": lambda _: _picture(),
+    "tensors": lambda _: _tensors(),
+    "images": lambda _: _images(),
+    "rest": lambda _: _rest(),
+    "onnx": lambda _: _onnx(),
+    "config": lambda folder: _config(ModelFolder(folder)),
+    "card": lambda folder: _card(ModelFolder(folder)),
+    "labels": lambda folder: _labels(ModelFolder(folder)),
+    "access": _access,
+}
+
+
+def made(name: str, folder: Path) -> Target:
+    """One of `TARGETS`, with a folder for its files. It holds messages, which other tests of the process count."""
     decode.prepare()
-    return {
-        "picture": _picture(),
-        "tensors": _tensors(),
-        "images": _images(),
-        "rest": _rest(),
-        "onnx": _onnx(),
-        "config": _config(ModelFolder()),
-        "card": _card(ModelFolder()),
-        "labels": _labels(ModelFolder()),
-        "access": _access(),
-    }
+    return TARGETS[name](folder)
