@@ -30,15 +30,14 @@ class Mutator:
 
     Args:
         words: Texts that mean something to what reads them.
+        donors: Messages that are put into the seeds, often.
     """
 
-    def __init__(self, seeds: Sequence[Message], words: Sequence[str]) -> None:
+    def __init__(self, seeds: Sequence[Message], words: Sequence[str], donors: Sequence[Message] = ()) -> None:
         self._seeds = seeds
         self._words = (*words, "", "x", "\0", "\n", "../../etc/passwd", "é\u202e\U0001f600", "x" * 3000)
-        self._parts: dict[str, list[Message]] = {}
-        for seed in seeds:
-            for part in _within(seed):
-                self._parts.setdefault(part.DESCRIPTOR.full_name, []).append(part)
+        self._parts = _by_type([part for seed in seeds for part in _within(seed)])
+        self._donors = _by_type(donors)
 
     def message(self, rng: random.Random) -> Message:
         """One of the seeds after one to five changes."""
@@ -116,7 +115,8 @@ class Mutator:
 
     def _part(self, rng: random.Random, field: FieldDescriptor) -> Message:
         """A message for the field, out of the seeds or empty."""
-        known = self._parts.get(field.message_type.full_name, [])
+        pool = self._donors if rng.random() < 0.3 and self._donors else self._parts
+        known = pool.get(field.message_type.full_name, [])
         return rng.choice(known) if known and rng.random() < 0.8 else field.message_type._concrete_class()
 
     def _scalar(self, rng: random.Random, field: FieldDescriptor) -> Any:
@@ -128,6 +128,13 @@ class Mutator:
         if field.type == FieldDescriptor.TYPE_STRING:
             return rng.choice(self._words)
         return rng.choice(NUMBERS[field.cpp_type])
+
+
+def _by_type(messages: Sequence[Message]) -> dict[str, list[Message]]:
+    found: dict[str, list[Message]] = {}
+    for message in messages:
+        found.setdefault(message.DESCRIPTOR.full_name, []).append(message)
+    return found
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.text_format import ParseError
 from PIL import UnidentifiedImageError
 
+import pictures
 from attnserve import decode, onnx_check
 from attnserve.access import METHODS
 from attnserve.access_file import AccessFile
@@ -59,6 +60,7 @@ def read_picture(data: bytes, limits: DecodeLimits = LIMITS) -> None:
     """An encoded picture, cut out by one of several views."""
     wanted = _VIEWS[len(data) % len(_VIEWS)]
     found = decode.picture_from_bytes(data, wanted, limits)
+    assert pictures.format_of(data) is not None  # nothing but what is allowed was decoded
     assert found.pixels.shape == (wanted.height, wanted.width, 3)
     assert found.pixels.dtype == np.uint8
     assert 0 < found.height * found.width <= limits.max_pixels

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
-from onnx import AttributeProto, ModelProto, SparseTensorProto, helper, numpy_helper
+from google.protobuf.message import Message
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    SparseTensorProto,
+    StringStringEntryProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 from PIL import Image
 
 from attnserve.inference import grpc_service_pb2 as oip
@@ -162,6 +171,15 @@ def graphs() -> list[ModelProto]:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     full = helper.make_model(made, opset_imports=opsets, ir_version=10)
     return [full, *(ModelProto.FromString(data) for data in committed("last.onnx")[:2])]
+
+
+def forbidden_parts() -> list[Message]:
+    """What must not get into a graph that is served."""
+    location = StringStringEntryProto(key="location", value="weights.bin")
+    elsewhere = TensorProto(name="w", dims=[1], data_type=1, external_data=[location], data_location=1)
+    engine = helper.make_node("EPContext", [], ["y"], domain="com.microsoft", ep_cache_context="../x", embed_mode=0)
+    foreign = helper.make_node("Run", ["x"], ["y"], domain="com.evil")
+    return [elsewhere, engine, foreign, helper.make_opsetid("com.evil", 1)]
 
 
 def card(files: dict[str, str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Target(NamedTuple):
     read: Callable[[bytes], object]
     seeds: Sequence[bytes]
     structured: Callable[[random.Random], bytes]
-    cases: int = 40_000
+    cases: int = 25_000
 
     def case(self, rng: random.Random) -> bytes:
         """A broken input, the same for the same state of `rng`."""
@@ -58,8 +58,10 @@ def _picture() -> Target:
     return Target(readers.read_picture, whole, partial(pictures.mutated, seeds=known))
 
 
-def _messages(read: Callable[[bytes], object], whole: Sequence[Any], words: Sequence[str]) -> Target:
-    mutator = messages.Mutator(whole, words)
+def _messages(
+    read: Callable[[bytes], object], whole: Sequence[Any], words: Sequence[str], donors: Sequence[Any] = ()
+) -> Target:
+    mutator = messages.Mutator(whole, words, donors)
     return Target(read, [message.SerializeToString() for message in whole], mutator.wire)
 
 
@@ -77,7 +79,7 @@ def _images() -> Target:
 
 def _onnx() -> Target:
     words = ("EPContext", "com.microsoft", "com.evil", "ai.onnx.ml", "location", "weights.bin", "ORTM", "TFL3")
-    target = _messages(readers.read_graph, seeds.graphs(), words)
+    target = _messages(readers.read_graph, seeds.graphs(), words, seeds.forbidden_parts())
     return target._replace(seeds=[*target.seeds, *seeds.committed("layer3.onnx")[:1]])
 
 
@@ -90,7 +92,9 @@ def _config(folder: ModelFolder) -> Target:
 
 
 def _card(folder: ModelFolder) -> Target:
-    mutator = values.Mutator([folder.card], ["net", "nearest", "bicubic", "bam", "self", "last", "model.onnx"])
+    mutator = values.Mutator(
+        [folder.card], ["net", "nearest", "bicubic", "bam", "self", "last", "model.onnx", "explain"]
+    )
     texts = [json.dumps(folder.card).encode(), *seeds.committed("model.json"), *_DEEP_JSON]
     return Target(folder.read_card, texts, lambda rng: values.as_json(rng, mutator.document(rng)))
 

@@ -29,6 +29,7 @@ class Mutator:
     def __init__(self, seeds: Sequence[dict[str, Any]], words: Sequence[Any] = ()) -> None:
         self._seeds = seeds
         self._values = (*STRANGE, *words)
+        self._keys = [value for value in self._values if isinstance(value, str)]
 
     def document(self, rng: random.Random) -> dict[str, Any]:
         """One of the seeds after one to four changes."""
@@ -63,9 +64,9 @@ class Mutator:
             case 0:
                 holder.pop(key, None)
             case 1:
-                holder[rng.choice((*_TEXTS, key + "x", key.upper()))] = holder.pop(key, None)
+                holder[rng.choice((*self._keys, key + "x", key.upper()))] = holder.pop(key, None)
             case 2:
-                holder[rng.choice(_TEXTS)] = copy.deepcopy(rng.choice(self._values))
+                holder[rng.choice(self._keys)] = copy.deepcopy(rng.choice(self._values))
             case _:
                 holder[key] = self._instead(rng, holder.get(key))
 
@@ -79,9 +80,6 @@ class Mutator:
             if isinstance(value, list) and rng.random() < 0.5:
                 return rng.choice((value[::-1], [value], dict.fromkeys(map(str, value)), value[:1]))
         return copy.deepcopy(rng.choice(self._values))
-
-
-_TEXTS = tuple(value for value in STRANGE if isinstance(value, str))
 
 
 def _containers(holder: Any) -> list[Any]:
