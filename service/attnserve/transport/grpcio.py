@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from attnserve.access import OPEN, Access
@@ -24,7 +24,7 @@ from attnserve.errors import AttnserveError, ConfigError, InvalidArgument, Unava
 from attnserve.guard import guarded
 from attnserve.handlers.table import Method
 from attnserve.transport.calls import FLUSH_S, LAST_ANSWER_S, Calls, status_of
-from attnserve.transport.health import Health
+from attnserve.transport.health import NOT_SERVING, SERVING, Health
 from attnserve.transport.loop_inbox import LoopInbox
 from attnserve.transport.options import ConnectionLimits, server_options
 from attnserve.transport.stream_window import Answer, Begun, StreamWindow
@@ -66,7 +66,6 @@ class GrpcioTransport:
         self._access = access
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
-        self._sayings: set[asyncio.Future[None]] = set()  # lest they be collected before they are done
         self._health_services = ["", *health_services]
         self._health = Health()
         self._server = grpc.aio.server(options=server_options(limits, shares_port=shares_port))
@@ -96,22 +95,15 @@ class GrpcioTransport:
     async def set_serving(self) -> None:
         """Turn every health service SERVING."""
         for service in self._health_services:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(service, SERVING)
 
     def set_model_serving(self, name: str, serving: bool) -> None:
         """Say whether a model is served; from any thread, returns at once. No effect once `set_not_serving`."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-
-        def say() -> None:
-            task = asyncio.ensure_future(self._health.set(name, status))
-            self._sayings.add(task)
-            task.add_done_callback(self._sayings.discard)
-
-        self._inbox.post([say])
+        self._inbox.post([partial(self._health.set, name, SERVING if serving else NOT_SERVING)])
 
     async def set_not_serving(self) -> None:
         """Turn every health service NOT_SERVING for good; those who watch are told."""
-        await self._health.enter_graceful_shutdown()
+        self._health.close()
 
     async def drain(self, timeout_s: float, fail_rest: Callable[[], None]) -> bool:
         """Finish the accepted calls, then stop; after `timeout_s` seconds have the rest failed by `fail_rest`.
