@@ -119,6 +119,37 @@ def test_callers_prove_who_they_are_by_a_certificate_and_get_the_rights_of_its_n
     assert asks(members_only, pictures[0], robot, "no-such-token") == "UNAUTHENTICATED"
 
 
+URI, DNS, MAIL = x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name
+KNOWN = [
+    ("x", [DNS("other.lab"), URI("spiffe://lab/robot")]),
+    ("x", [MAIL("a@lab"), DNS("host.lab")]),
+    ("host.lab", []),
+]
+SEEMING = [
+    ("x", [URI("spiffe://lab/robot\0.example")]),
+    ("x", [DNS("host.lab\0.example")]),
+    ("x", [DNS("other.lab"), MAIL("host.lab\0@example")]),
+    ("x", [DNS("spiffe://lab/robot")]),
+    ("x", [MAIL("spiffe://lab/robot")]),
+    ("spiffe://lab/robot", []),
+    ("host.lab\0x", []),
+    ("host.lab", [DNS("other.lab")]),
+]
+
+
+def test_a_certificate_has_the_names_that_stand_in_it_as_what_they_are_and_no_others(start_server, house, pictures):
+    access = house.folder / "access.toml"
+    access.write_text('[clients.robot]\ncertificates = ["spiffe://lab/robot", "host.lab"]\n')
+
+    def outcome(subject: str, names: list[x509.GeneralName]) -> str:
+        certificate, key = house.authority.issue(subject, names).write(house.folder, "caller")
+        return asks(server, pictures[0], house.trusting(certificate=certificate, key=key))
+
+    with start_server(*house.flags, "--tls-client-ca", house.ca, "--access-file", str(access)) as server:
+        assert [outcome(*each) for each in KNOWN] == ["Ankle boot"] * len(KNOWN)
+        assert [outcome(*each) for each in SEEMING] == ["UNAUTHENTICATED"] * len(SEEMING)
+
+
 def test_a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not(start_server, house, pictures):
     with start_server(*house.flags, "--http-tls") as server:
         first = serial(server.grpc)

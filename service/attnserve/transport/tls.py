@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0  # between two looks at the files: a rotation is acted on soon, a burst of connections costs one
 _TRIES = 3  # at files that change while they are read: Kubernetes swaps all of them by one symlink
 
+_ALTERNATIVES = "x509_subject_alternative_name"
+
 Stamp = tuple[tuple[int, ...] | None, ...]
 
 
@@ -126,9 +128,23 @@ def certificates_of(config: ServeConfig) -> Certificates | None:
 
 
 def names_in(auth_context: Mapping[str, Sequence[bytes]]) -> list[str]:
-    """The names in a caller's certificate as gRPC found them: of its subject only where it has no alternative one."""
-    names = auth_context.get("x509_subject_alternative_name") or auth_context.get("x509_common_name") or ()
-    return [name.decode("utf-8", "replace") for name in names]
+    """The names in a caller's certificate as gRPC found them: of its subject only where it has no alternative one.
+
+    A name with `://` is one only as a URI, whatever else it stands as. None counts where one holds a zero byte: gRPC
+    hands over what is before it (1.85), so that `robot\\0.example` would pass for `robot`.
+    """
+    if not auth_context.get(_ALTERNATIVES):
+        whole = b"\\00" not in b"".join(auth_context.get("x509_subject", ()))  # which gRPC has escaped by RFC 2253
+        names = auth_context.get("x509_common_name", ()) if whole else ()
+        return [name.decode("utf-8", "replace") for name in names if b"://" not in name]
+    uris = list(auth_context.get("peer_uri", ()))
+    others = [name for kind in ("peer_dns", "peer_email", "peer_ip") for name in auth_context.get(kind, ())]
+    (certificate,) = auth_context["x509_pem_cert"]
+    encoded = ssl.PEM_cert_to_DER_cert(certificate.decode("ascii"))
+    if any(name + b"\0" in encoded for name in (*uris, *others)):
+        return []
+    # ASCII by their type, so that they stand in the encoding as they are here
+    return [name.decode() for name in (*uris, *(each for each in others if b"://" not in each)) if name.isascii()]
 
 
 def http_context(config: ServeConfig, certificates: Certificates | None) -> ssl.SSLContext | None:
