@@ -23,6 +23,7 @@ from attnserve.card import Explanation
 from attnserve.contract import Outputs
 from attnserve.errors import ConfigError
 from attnserve.gpu.capture_gate import GATE
+from attnserve.int8_products import exact_int8_products
 from attnserve.served_graph import INPUT, image_size, warm_up
 
 CPU = "CPUExecutionProvider"
@@ -145,8 +146,7 @@ def _opened(path: Path, model: str | bytes, provider: Provider, threads: int = 1
     # Threads that spin for work take the cores from those that have some: a run by two threads on two busy cores took
     # twice as long with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without it int8 products saturate on CPUs without VNNI: other answers there, by several percent of a map.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    exact_int8_products(options)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; a warning per optimised-away node helps nobody
     name, given = provider

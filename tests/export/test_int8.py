@@ -86,6 +86,18 @@ def test_onnx_runtime_computes_the_trunk_on_codes_and_the_gates_in_float32(narro
     assert not {"QLinearAdd", "QLinearMul"} & set(floated)
 
 
+def test_no_two_products_share_weights_as_onnx_runtime_cannot_load_that_without_vnni(
+    exact: bytes, narrow: bytes
+) -> None:
+    def weights(model: bytes) -> list[str]:
+        graph = onnx.load_model_from_string(model).graph
+        before = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        return [before.get(node.input[1], node.input[1]) for node in graph.node if node.op_type == "Conv"]
+
+    assert max(Counter(weights(exact)).values()) == 2
+    assert max(Counter(weights(narrow)).values()) == 1
+
+
 def test_the_largest_channel_is_taken_of_codes(narrow: bytes) -> None:
     graph = onnx.load_model_from_string(narrow).graph
     makers = {name: node.op_type for node in graph.node for name in node.output}

@@ -49,6 +49,7 @@ def int8(model: Any, kept: set[str], batches: Iterable[NDArray[np.uint8]]) -> An
             return None if batch is None else {"images": batch}
 
     _normalise_rows(model.graph)
+    _share_no_weights(model.graph)
     shapes = {
         value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for value in onnx.shape_inference.infer_shapes(model).graph.value_info
@@ -100,6 +101,23 @@ def _normalise_rows(graph: Any) -> None:
     pixels = helper.make_node("Reshape", ["normalise.centred", "normalise.pixels"], ["normalise.as_pixels"],
                               "normalise.to_pixels")  # fmt: skip
     _replace_nodes(graph, [cast, rows, subtract, pixels, transpose, *graph.node[3:]])
+
+
+def _share_no_weights(graph: Any) -> None:
+    """Give each product weights of its own.
+
+    Where `int8_products` asks for unsigned weights, ONNX Runtime shifts them product by product and fails at weights
+    that it has met before (`Int8TensorProto2Uint8` names what it makes after the weights alone).
+    """
+    constants = {weight.name: weight for weight in graph.initializer}
+    taken = set()
+    for node in graph.node:
+        if node.op_type in PRODUCTS and node.input[1] in constants:
+            if node.input[1] in taken:
+                copied = onnx.TensorProto.FromString(constants[node.input[1]].SerializeToString())
+                copied.name = node.input[1] = f"{copied.name}.{node.output[0]}"
+                graph.initializer.append(copied)
+            taken.add(node.input[1])
 
 
 def _means_over_channels(graph: Any) -> set[str]:

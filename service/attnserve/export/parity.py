@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from attnserve.errors import ConfigError
 from attnserve.export.servable import Servable
+from attnserve.int8_products import exact_int8_products
 from attnserve.measure import Classifier
 
 TOLERANCE = 1e-5  # of max(1, max|torch|): float32 sums in another order, and nothing more
@@ -23,7 +24,7 @@ TOLERANCE = 1e-5  # of max(1, max|torch|): float32 sums in another order, and no
 def open_session(model: bytes) -> Any:
     """An ONNX Runtime session on the CPU (untyped: the package has no annotations)."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server's sessions
+    exact_int8_products(options)  # as the server's sessions
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
