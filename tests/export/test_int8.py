@@ -96,6 +96,9 @@ def test_no_two_products_share_weights_as_onnx_runtime_cannot_load_that_without_
 
     assert max(Counter(weights(exact)).values()) == 2
     assert max(Counter(weights(narrow)).values()) == 1
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as there
+    onnxruntime.InferenceSession(narrow, options, providers=["CPUExecutionProvider"])
 
 
 def test_the_largest_channel_is_taken_of_codes(narrow: bytes) -> None:
