@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -173,6 +174,32 @@ def test_a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not(start_
         assert asks(server, pictures[0], house.trusting()) == "Ankle boot"
         assert server.log.count("is not the key of the certificate") == 1
     assert "PRIVATE KEY" not in server.log
+
+
+def test_a_secret_that_kubernetes_renews_by_one_link_is_used_without_a_restart(start_server, tmp_path, pictures):
+    authority, mounted = Authority(), tmp_path / "tls"
+    ca = authority.write(tmp_path)
+    mounted.mkdir()
+
+    def renewed(version: str):
+        issued = authority.issue()
+        (mounted / version).mkdir()
+        (mounted / version / "tls.crt").write_bytes(issued.certificate)
+        (mounted / version / "tls.key").write_bytes(issued.key)
+        (mounted / "..data_tmp").symlink_to(version)
+        os.replace(mounted / "..data_tmp", mounted / "..data")
+        return issued
+
+    first = renewed("..2026_11_27_a")
+    for name in ("tls.crt", "tls.key"):
+        (mounted / name).symlink_to(f"..data/{name}")
+    flags = ("--tls-certificate", str(mounted / "tls.crt"), "--tls-key", str(mounted / "tls.key"))
+    with start_server(*flags) as server:
+        assert serial(server.grpc) == first.serial
+        second = renewed("..2026_11_27_b")
+        shutil.rmtree(mounted / "..2026_11_27_a")
+        until(second.serial, lambda: serial(server.grpc))
+        assert asks(server, pictures[0], Tls(ca=ca)) == "Ankle boot"
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

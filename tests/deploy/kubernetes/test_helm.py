@@ -22,6 +22,16 @@ SAME = {
     "gpu": (("gpu",), ("--values", str(CHART / "values-gpu.yaml"))),
     "dev": (("dev",), ("--values", str(CHART / "values-dev.yaml"))),
     "rest": (("cpu", "rest"), ("--set", "config.rest=true")),
+    "tls": (("cpu", "tls"), ("--set", "tls.secret=attnserve-tls")),
+    "tls on both ports, certificates of callers, access file": (
+        ("cpu", "rest", "monitoring", "tls", "tls-http", "tls-clients", "access"),
+        (
+            "--set",
+            "tls.secret=attnserve-tls,tls.http=true,tls.clientsSecret=attnserve-clients,access.secret=attnserve-access",
+            "--set",
+            "config.rest=true,monitoring.enabled=true",
+        ),
+    ),
     "image and hpa": (("cpu", "models-image", "hpa"), ("--set", "models.source=image,autoscaling.by=hpa")),
     "oci and keda": (("cpu", "models-oci", "keda"), ("--set", "models.source=oci,autoscaling.by=keda")),
     "object store and monitoring": (
@@ -54,6 +64,7 @@ def compared(objects: list[dict]) -> dict[tuple[str, str], dict]:
             server = server_of([each])
             server["env"] = settings_of(server)
             pod_of([each])["volumes"].sort(key=itemgetter("name"))
+            server["volumeMounts"].sort(key=itemgetter("name"))
             for container in pod_of([each]).get("initContainers", []):
                 container.get("env", []).sort(key=itemgetter("name"))
         found[each["kind"], each["metadata"]["name"]] = each
@@ -128,6 +139,20 @@ def test_options_of_every_type_reach_the_program_as_they_were_said(template, tmp
 )  # fmt: skip
 def test_values_that_say_nothing_are_refused(helm, wrong):
     with pytest.raises(AssertionError, match="don't meet the specifications of the schema"):
+        helm("template", "attnserve", str(CHART), "--set", wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("tls.http=true", "need tls.secret"),
+        ("tls.clientsSecret=ca", "need tls.secret"),
+        ("config.tls_certificate=/x.pem", "lies in no volume"),
+        ("config.access_file=/x.toml", "lies in no volume"),
+    ],
+)
+def test_a_lock_that_would_not_be_there_is_refused(helm, wrong, said):
+    with pytest.raises(AssertionError, match=said):
         helm("template", "attnserve", str(CHART), "--set", wrong)
 
 

@@ -50,9 +50,18 @@ def test_the_kustomization_and_the_helm_command_are_the_same_service(kustomized,
 def test_the_fetch_looks_into_the_bucket_that_was_filled_with_the_secret_that_was_made(kustomized):
     (fetch,) = pod_of(kustomized)["initContainers"]
     (filled,) = re.findall(r"aws s3 sync model_repo s3://(\S+)", TEXT)
-    (secret,) = re.findall(r"create secret generic (\S+)", TEXT)
+    secret, *_of_tls = re.findall(r"create secret generic (\S+)", TEXT)
     assert fetch["args"][:3] == ["copy", f"models:{filled}", "/models"]
     assert [each["secretRef"]["name"] for each in fetch["envFrom"]] == [secret]
+
+
+def test_the_secrets_for_tls_and_tokens_are_those_that_the_components_mount(kustomize):
+    made = re.findall(r"create secret generic (\S+)((?: (?:\\\n\s*)?--from-file=\S+)+)", TEXT)
+    keys = {name: {part.partition("=")[0] for part in flags.replace("--from-file=", "").replace("\\\n", "").split()}
+            for name, flags in made}  # fmt: skip
+    assert keys == {"attnserve-tls": {"tls.crt", "tls.key", "ca.crt"}, "attnserve-access": {"access.toml"}}
+    pod = pod_of(kustomize("cpu", "tls", "tls-http", "access"))
+    assert {each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each} == keys.keys()
 
 
 def test_the_command_that_asks_for_an_answer_is_one():

@@ -49,3 +49,36 @@ scaleDown:
   stabilizationWindowSeconds: 300
   policies: [{type: Pods, value: 1, periodSeconds: 60}]
 {{- end }}
+
+{{- /* Secrets that are mounted: per volume the Secret, and the options that name its files. */}}
+{{- define "attnserve.secrets" -}}
+{{- with .Values.tls.secret }}
+tls:
+  secret: {{ . }}
+  options: {tls_certificate: /etc/attnserve/tls/tls.crt, tls_key: /etc/attnserve/tls/tls.key}
+{{- end }}
+{{- with .Values.tls.clientsSecret }}
+clients:
+  secret: {{ . }}
+  options: {tls_client_ca: /etc/attnserve/clients/ca.crt}
+{{- end }}
+{{- with .Values.access.secret }}
+access:
+  secret: {{ . }}
+  options: {access_file: /etc/attnserve/access/access.toml}
+{{- end }}
+{{- end }}
+
+{{- /* Nobody should believe in a lock that is not there, and no option be said twice. */}}
+{{- define "attnserve.check" -}}
+{{- if and (or .Values.tls.http .Values.tls.clientsSecret) (not .Values.tls.secret) }}
+{{- fail "tls.http and tls.clientsSecret need tls.secret" }}
+{{- end }}
+{{- range $name := list "tls_certificate" "tls_key" "tls_client_ca" "http_tls" "access_file" }}
+{{- if hasKey $.Values.config $name }}
+{{- fail (printf "config.%s: its file lies in no volume; take tls or access, which mount a Secret" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "attnserve.grpcProtocol" -}}{{ ternary "https" "kubernetes.io/h2c" (ne .Values.tls.secret "") }}{{- end }}
