@@ -1,6 +1,7 @@
 """Keeps the table of an access file up to date as the file changes. Owns the looking; the text is the table's.
 
-A file that turned bad leaves the last good table in force, and is said to be bad once.
+A file that turned bad leaves the last good table in force, and is said to be bad once. A changed one is read on a
+thread of its own, as ten thousand clients take seconds, and callers are told by the old table until it has been.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from pathlib import Path
 from attnserve.access import Grant, Metadata
 from attnserve.access_table import AccessTable, parsed
 from attnserve.errors import AttnserveError, ConfigError
+from attnserve.model_files import bytes_of
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Between two looks at the file: a token that is taken away works no longer than that."""
-
-_MOST_BYTES = 16 << 20
+"""Between two looks at the file: a token that is taken away works no longer than that and the reading."""
 
 _Mark = tuple[int, int, int, int]
+_Run = Callable[[Callable[[], None]], None]
+
+
+def _on_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="access-file", daemon=True).start()
 
 
 class AccessFile:
@@ -31,11 +36,13 @@ class AccessFile:
 
     Args:
         clock: Monotonic seconds, also of the rates.
+        run: Has the work done that a changed file makes.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, run: _Run = _on_a_thread) -> None:
         self._path = path
         self._clock = clock
+        self._run = run
         self._lock = threading.Lock()
         self._mark = _mark(path)
         self._table = self._read(None)
@@ -56,13 +63,17 @@ class AccessFile:
 
     def _look(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # another thread looks already
+            return  # another thread looks already, or the file is being read
+        self._next_look = self._clock() + LOOK_S
+        mark = _mark(self._path)
+        if mark == self._mark:
+            self._lock.release()
+            return
+        self._mark = mark
+        self._run(self._read_again)
+
+    def _read_again(self) -> None:
         try:
-            self._next_look = self._clock() + LOOK_S
-            mark = _mark(self._path)
-            if mark == self._mark:
-                return
-            self._mark = mark
             self._table = self._read(self._table)
             log.info("access file %s: read again", self._path)
         except ConfigError as error:
@@ -72,12 +83,12 @@ class AccessFile:
 
     def _read(self, previous: AccessTable | None) -> AccessTable:
         try:
-            with self._path.open("rb") as file:
-                data = file.read(_MOST_BYTES + 1)
-            if len(data) > _MOST_BYTES:
-                raise ConfigError(f"larger than {_MOST_BYTES} bytes")
+            data = bytes_of(self._path)
+        except ConfigError as error:  # which names the path
+            raise ConfigError(f"access_file {error}") from None
+        try:
             return parsed(data.decode(), previous, self._clock)
-        except (OSError, UnicodeDecodeError, ConfigError) as error:
+        except (UnicodeDecodeError, ConfigError) as error:
             reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error  # whose text shows the bytes
             raise ConfigError(f"access_file {self._path}: {reason}") from None
 

@@ -54,6 +54,8 @@ def read_authorities(path: PemPath) -> bytes:
 
 
 def _read(path: PemPath) -> bytes:
+    if Path(path).is_fifo():
+        raise PemError(f"{os.fspath(path)} is a pipe, which would be waited for")
     try:
         return Path(path).read_bytes()
     except OSError as error:

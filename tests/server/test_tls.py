@@ -232,6 +232,13 @@ def test_a_server_does_not_start_on_a_pair_that_it_cannot_use(server_process, ho
     assert "PRIVATE KEY" not in str(caught.value)
 
 
+def test_a_server_does_not_wait_for_a_key_from_a_pipe(server_process, house):
+    Path(house.key).unlink()
+    os.mkfifo(house.key)
+    with pytest.raises(AssertionError, match="is a pipe"):
+        server_process(*house.flags)
+
+
 def test_commands_send_the_token_of_a_file(start_server, house):
     access, token = house.folder / "access.toml", house.folder / "token"
     made = command("token", "lab")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 
 import pytest
 
@@ -228,6 +229,10 @@ def test_a_file_that_cannot_be_used_is_refused_and_no_secret_is_said(text, why):
     assert "secret-1" not in str(caught.value)
 
 
+def at_once(work) -> None:
+    work()
+
+
 def write(path, text: str) -> None:
     """At once, as an editor or Kubernetes does."""
     written = path.with_suffix(".new")
@@ -238,7 +243,7 @@ def write(path, text: str) -> None:
 def test_a_file_is_read_again_when_it_changes(tmp_path):
     clock, path = Clock(), tmp_path / "access.toml"
     write(path, client("one"))
-    access = AccessFile(path, clock)
+    access = AccessFile(path, clock, at_once)
     write(path, client("two"))
     assert access.grant(bearer("one")).caller("", "peer") == "lab", "it was looked at a moment ago"
     clock.now += LOOK_S
@@ -253,7 +258,7 @@ def test_a_file_behind_a_link_that_is_led_elsewhere_is_read_again(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "access.toml").write_text(client(token))
     (tmp_path / "data").symlink_to("v1")
-    access = AccessFile(tmp_path / "data" / "access.toml", clock)
+    access = AccessFile(tmp_path / "data" / "access.toml", clock, at_once)
     (tmp_path / "next").symlink_to("v2")
     os.replace(tmp_path / "next", tmp_path / "data")
     clock.now += LOOK_S
@@ -264,7 +269,7 @@ def test_a_file_behind_a_link_that_is_led_elsewhere_is_read_again(tmp_path):
 def test_a_file_that_turns_bad_leaves_what_it_said_in_force_and_says_so_once(tmp_path, caplog, bad):
     clock, path = Clock(), tmp_path / "access.toml"
     write(path, client("one"))
-    access = AccessFile(path, clock)
+    access = AccessFile(path, clock, at_once)
     if bad is None:
         path.unlink()
     else:
@@ -279,6 +284,49 @@ def test_a_file_that_turns_bad_leaves_what_it_said_in_force_and_says_so_once(tmp
     clock.now += LOOK_S
     assert access.refusal("Classify", bearer("one"))
     assert not access.refusal("Classify", bearer("two"))
+
+
+def test_callers_do_not_wait_while_a_changed_file_is_read(tmp_path):
+    clock, path, left = Clock(), tmp_path / "access.toml", []
+    write(path, client("one"))
+    access = AccessFile(path, clock, left.append)
+    write(path, client("two"))
+    for _ in range(3):
+        clock.now += LOOK_S
+        assert access.grant(bearer("one")).caller("", "peer") == "lab"
+    (read,) = left  # once, however many look meanwhile
+    read()
+    assert access.grant(bearer("one")).caller("", "peer") == "peer"
+    write(path, client("three"))
+    clock.now += LOOK_S
+    assert access.grant(bearer("two")).caller("", "peer") == "lab"
+    assert len(left) == 2
+
+
+def test_a_changed_file_is_read_on_a_thread_of_its_own(tmp_path, monkeypatch):
+    clock, path, read_by = Clock(), tmp_path / "access.toml", []
+    write(path, client("one"))
+    access, done = AccessFile(path, clock), threading.Event()
+
+    def seen(*given) -> AccessTable:
+        read_by.append(threading.current_thread().name)
+        done.set()
+        return parsed(*given)
+
+    monkeypatch.setattr("attnserve.access_file.parsed", seen)
+    write(path, client("two"))
+    clock.now += LOOK_S
+    access.grant(bearer("one"))
+    assert done.wait(10)
+    assert read_by == ["access-file"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "access.toml"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(ConfigError, match=r"access_file .*access\.toml"):
+        AccessFile(path)
 
 
 def test_a_file_that_cannot_be_read_at_first_is_refused(tmp_path):
