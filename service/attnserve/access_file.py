@@ -65,15 +65,18 @@ class AccessFile:
         if not self._lock.acquire(blocking=False):
             return  # another thread looks already, or the file is being read
         self._next_look = self._clock() + LOOK_S
-        mark = _mark(self._path)
-        if mark == self._mark:
+        if _mark(self._path) == self._mark:
             self._lock.release()
             return
-        self._mark = mark
-        self._run(self._read_again)
+        try:
+            self._run(self._read_again)
+        except RuntimeError as error:  # no thread is to be had just now; the next look tries again
+            self._lock.release()
+            log.error("access file %s changed and cannot be read: %s", self._path, error)
 
     def _read_again(self) -> None:
         try:
+            self._mark = _mark(self._path)
             self._table = self._read(self._table)
             log.info("access file %s: read again", self._path)
         except ConfigError as error:

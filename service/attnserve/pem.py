@@ -54,9 +54,9 @@ def read_authorities(path: PemPath) -> bytes:
 
 
 def _read(path: PemPath) -> bytes:
-    if Path(path).is_fifo():
-        raise PemError(f"{os.fspath(path)} is a pipe, which would be waited for")
     try:
+        if Path(path).is_fifo():
+            raise PemError(f"{os.fspath(path)} is a pipe, which would be waited for")
         return Path(path).read_bytes()
     except OSError as error:
         raise PemError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None

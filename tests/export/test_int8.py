@@ -95,7 +95,7 @@ def test_no_two_products_share_weights_as_onnx_runtime_cannot_load_that_without_
         return [before.get(node.input[1], node.input[1]) for node in graph.node if node.op_type == "Conv"]
 
     assert max(Counter(weights(exact)).values()) == 2
-    assert max(Counter(weights(narrow)).values()) == 1
+    assert max(Counter(name for name in weights(narrow) if name.endswith("_quantized")).values()) == 1
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # as there
     onnxruntime.InferenceSession(narrow, options, providers=["CPUExecutionProvider"])

@@ -232,6 +232,12 @@ def test_a_server_does_not_start_on_a_pair_that_it_cannot_use(server_process, ho
     assert "PRIVATE KEY" not in str(caught.value)
 
 
+def test_a_path_that_no_file_system_takes_is_named_without_a_traceback(server_process, house):
+    with pytest.raises(AssertionError, match="cannot be read: File name too long") as caught:
+        server_process("--tls-certificate", house.certificate, "--tls-key", "k" * 300)
+    assert "Traceback" not in str(caught.value)
+
+
 def test_a_server_does_not_wait_for_a_key_from_a_pipe(server_process, house):
     Path(house.key).unlink()
     os.mkfifo(house.key)

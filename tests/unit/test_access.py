@@ -321,6 +321,24 @@ def test_a_changed_file_is_read_on_a_thread_of_its_own(tmp_path, monkeypatch):
     assert read_by == ["access-file"]
 
 
+def test_where_no_thread_is_to_be_had_the_next_look_tries_again(tmp_path):
+    clock, path, tried = Clock(), tmp_path / "access.toml", []
+
+    def none_at_first(work) -> None:
+        tried.append(work)
+        if len(tried) == 1:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    write(path, client("one"))
+    access = AccessFile(path, clock, none_at_first)
+    write(path, client("two"))
+    clock.now += LOOK_S
+    assert access.grant(bearer("one")).caller("", "peer") == "lab"
+    clock.now += LOOK_S
+    assert access.grant(bearer("one")).caller("", "peer") == "peer"
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "access.toml"

@@ -49,12 +49,12 @@ def int8(model: Any, kept: set[str], batches: Iterable[NDArray[np.uint8]]) -> An
             return None if batch is None else {"images": batch}
 
     _normalise_rows(model.graph)
-    _share_no_weights(model.graph)
     shapes = {
         value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for value in onnx.shape_inference.infer_shapes(model).graph.value_info
     }
     exact = kept - _means_over_channels(model.graph) | _not_on_maps(model.graph, shapes)
+    _share_no_weights(model.graph, exact)
     _pools_over_planes(model.graph, shapes)
     shaped = onnx.shape_inference.infer_shapes(model)
     add_pre_process_metadata(shaped)  # shapes known, normalisations folded: else it advises to do so
@@ -103,8 +103,8 @@ def _normalise_rows(graph: Any) -> None:
     _replace_nodes(graph, [cast, rows, subtract, pixels, transpose, *graph.node[3:]])
 
 
-def _share_no_weights(graph: Any) -> None:
-    """Give each product weights of its own.
+def _share_no_weights(graph: Any, exact: set[str]) -> None:
+    """Give each product weights of its own, but for those that stay exact.
 
     Where `int8_products` asks for unsigned weights, ONNX Runtime shifts them product by product and fails at weights
     that it has met before (`Int8TensorProto2Uint8` names what it makes after the weights alone).
@@ -112,7 +112,7 @@ def _share_no_weights(graph: Any) -> None:
     constants = {weight.name: weight for weight in graph.initializer}
     taken = set()
     for node in graph.node:
-        if node.op_type in PRODUCTS and node.input[1] in constants:
+        if node.op_type in PRODUCTS and node.name not in exact and node.input[1] in constants:
             if node.input[1] in taken:
                 copied = onnx.TensorProto.FromString(constants[node.input[1]].SerializeToString())
                 copied.name = node.input[1] = f"{copied.name}.{node.output[0]}"

@@ -147,8 +147,9 @@ def test_values_that_say_nothing_are_refused(helm, wrong):
     [
         ("tls.http=true", "need tls.secret"),
         ("tls.clientsSecret=ca", "need tls.secret"),
-        ("config.tls_certificate=/x.pem", "lies in no volume"),
-        ("config.access_file=/x.toml", "lies in no volume"),
+        ("config.tls_certificate=/x.pem", "no volume would hold its file"),
+        ("config.http_tls=true", "take tls.http"),
+        ("config.access_file=/x.toml", "no volume would hold its file"),
     ],
 )
 def test_a_lock_that_would_not_be_there_is_refused(helm, wrong, said):

@@ -74,9 +74,12 @@ access:
 {{- if and (or .Values.tls.http .Values.tls.clientsSecret) (not .Values.tls.secret) }}
 {{- fail "tls.http and tls.clientsSecret need tls.secret" }}
 {{- end }}
-{{- range $name := list "tls_certificate" "tls_key" "tls_client_ca" "http_tls" "access_file" }}
+{{- if hasKey .Values.config "http_tls" }}
+{{- fail "config.http_tls: take tls.http, which probes and scrapes follow" }}
+{{- end }}
+{{- range $name := list "tls_certificate" "tls_key" "tls_client_ca" "access_file" }}
 {{- if hasKey $.Values.config $name }}
-{{- fail (printf "config.%s: its file lies in no volume; take tls or access, which mount a Secret" $name) }}
+{{- fail (printf "config.%s: no volume would hold its file; take tls or access, which mount a Secret" $name) }}
 {{- end }}
 {{- end }}
 {{- end }}
